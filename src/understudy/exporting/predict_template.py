@@ -1,0 +1,288 @@
+"""Answer rows with the model in this folder: python predict.py rows.csv --out predictions.csv
+
+Needs numpy and onnxruntime, and Pillow for images; nothing else. From Python: predict(folder, rows), where rows are the path
+of a .csv, .csv.gz or .npz file, an image or a folder of images, or an array of encoded rows, or a list of dictionaries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+ARRAY_NAMES = ("images", "X", "inputs", "features", "data", "rows")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class PredictError(ValueError):
+    """The rows are not what the model reads; the message says what is wrong and where."""
+
+
+@final
+@dataclass(frozen=True)
+class Model:
+    """An artifact in memory. `said` is signature.json, `preprocessing` what is done to raw rows before the graph."""
+
+    session: Any
+    said: Mapping[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """table, array or image."""
+        return str(self.said["inputs"][0]["kind"])
+
+    def answer(self, rows: Any, batch: int = 256) -> dict[str, Any]:
+        """The graph's outputs by name for encoded rows, `batch` rows at a time."""
+        rows = _fitting(np.asarray(rows), self.said["inputs"][0])
+        names = [output["name"] for output in self.said["outputs"]]
+        pieces = [self.session.run(names, {"rows": rows[start : start + batch]}) for start in range(0, len(rows), batch)]
+        if not pieces:
+            return {name: np.zeros((0, len(self.classes) or 1), dtype=np.float32) for name in names}
+        return {name: np.concatenate([piece[at] for piece in pieces]) for at, name in enumerate(names)}
+
+
+def load(folder: str | Path, threads: int = 0) -> Model:
+    """Read an artifact's folder; `threads` of onnxruntime, 0 for as many as there are cores."""
+    import onnxruntime
+
+    folder = Path(folder)
+    if not (folder / "model.onnx").is_file():
+        raise PredictError(f"no model in {folder}: there is no model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    said, labels, preprocessing = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("signature.json", "labels.json", "preprocessing.json")
+    )
+    return Model(session, said, tuple(labels["classes"]), preprocessing)
+
+
+def predict(folder: str | Path | Model, rows: Any, batch: int = 256) -> dict[str, Any]:
+    """Names of the `rows`, `probabilities` [rows, classes] and the `prediction` of each; or `values` [rows, 1] of a regression."""
+    if batch < 1:
+        raise PredictError(f"batch = {batch}: it must be at least 1")
+    model = folder if isinstance(folder, Model) else load(folder)
+    names, encoded = read_rows(model, rows)
+    answers = model.answer(encoded, batch)
+    done: dict[str, Any] = {"rows": names, "classes": list(model.classes), **answers}
+    if "values" in answers:
+        done["prediction"] = answers["values"][:, 0].tolist()
+    elif model.said["task"] == "multilabel":
+        done["prediction"] = [
+            ";".join(name for name, share in zip(model.classes, row, strict=True) if share >= 0.5) for row in answers["probabilities"]
+        ]
+    else:
+        done["prediction"] = [model.classes[best] for best in answers["probabilities"].argmax(axis=1)] if len(names) else []
+    return done
+
+
+def read_rows(model: Model, rows: Any) -> tuple[list[str], Any]:
+    """Names of the rows and what the graph reads of them."""
+    if isinstance(rows, np.ndarray):
+        return [str(at) for at in range(len(rows))], rows
+    if isinstance(rows, str | Path):
+        path = Path(rows)
+        if not path.exists():
+            raise PredictError(f"there is no {path}")
+        if path.suffix == ".npz":
+            return _read_npz(path)
+        if model.kind == "table" and path.is_file():
+            return _read_csv(path, model.preprocessing)
+        if model.kind == "image":
+            return _read_images(path, model.preprocessing)
+        wanted = {"table": "a .csv, .csv.gz or .npz file", "array": "an .npz file", "image": "an .npz file, an image or a folder of images"}
+        raise PredictError(f"this model reads {wanted[model.kind]}, not {path}")
+    if model.kind != "table":
+        raise PredictError(f"this model reads arrays of kind {model.kind}, not records")
+    records = list(rows)
+    where = [f"record {at}" for at in range(len(records))]
+    header = {str(name) for record in records for name in record}
+    return [str(at) for at in range(len(records))], encode(records, model.preprocessing, where, header=header)
+
+
+def _fitting(rows: Any, said: Mapping[str, Any]) -> Any:
+    wanted = said["shape"][1:]
+    if list(rows.shape[1:]) != wanted:
+        raise PredictError(f"the model reads rows of shape {wanted}, these are of shape {list(rows.shape[1:])}")
+    if said["dtype"] == "uint8" and rows.dtype != np.uint8:
+        raise PredictError(f"the model reads images of whole numbers 0 to 255 (uint8), these are {rows.dtype}")
+    if rows.dtype.kind not in "fiub":
+        raise PredictError(f"the model reads numbers, these are {rows.dtype}")
+    return np.ascontiguousarray(rows, dtype=said["dtype"])
+
+
+def _read_npz(path: Path) -> tuple[list[str], Any]:
+    with np.load(path, allow_pickle=False) as arrays:
+        names = [name for name in ARRAY_NAMES if name in arrays.files] or (arrays.files if len(arrays.files) == 1 else [])
+        if not names:
+            raise PredictError(f"{path.name} holds {', '.join(arrays.files) or 'nothing'}; the rows should be under one of {', '.join(ARRAY_NAMES)}")
+        rows = arrays[names[0]]
+    return [str(at) for at in range(len(rows))], rows
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, said: Mapping[str, Any]) -> tuple[list[str], Any]:
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    encoding = said.get("encoding", "utf-8")
+    try:
+        text = data.decode("utf-8-sig" if encoding.casefold() in ("utf-8", "utf8") else encoding)
+    except UnicodeDecodeError as error:
+        raise PredictError(f"{path.name} is not {encoding} text: {error}") from None
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    lines = [(reader.line_num, record) for record in reader if record]
+    if not lines:
+        raise PredictError(f"{path.name} is empty")
+    header = [name.strip() or f"Unnamed: {at}" for at, name in enumerate(lines[0][1])]
+    records, where = [], []
+    for number, record in lines[1:]:
+        if len(record) != len(header):
+            raise PredictError(f"{path.name} line {number} has {len(record)} fields where the header has {len(header)}")
+        records.append(dict(zip(header, record, strict=True)))
+        where.append(f"{path.name} line {number}")
+    return [str(at) for at in range(len(records))], encode(records, said, where, header=header)
+
+
+def encode(records: Sequence[Mapping[str, Any]], said: Mapping[str, Any], where: Sequence[str], header: Iterable[str]) -> Any:
+    """Records as the graph reads them, float32 [rows, columns]: categories by position among the levels, -1 unknown, NaN missing."""
+    there = set(header)
+    absent = [column["name"] for column in said["columns"] if column["name"] not in there] if records else []
+    if absent:
+        raise PredictError(f"there is no column {', '.join(map(repr, absent))}; there is: {', '.join(sorted(there))}")
+    missing = {str(word).strip() for word in said["missing"]} | {""}
+    encoded = np.empty((len(records), len(said["columns"])), dtype=np.float32)
+    for at, column in enumerate(said["columns"]):
+        cells = [record.get(column["name"]) for record in records]
+        if column["type"] == "category":
+            levels = {level: float(code) for code, level in enumerate(column["levels"])}
+            encoded[:, at] = [_code(cell, levels, missing) for cell in cells]
+        else:
+            never = {float(word) for word in missing if _is_number(word)}
+            encoded[:, at] = [_number(cell, column["name"], place, missing, never) for cell, place in zip(cells, where, strict=True)]
+    return encoded
+
+
+def _code(cell: Any, levels: Mapping[str, float], missing: set[str]) -> float:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return math.nan
+    text = cell.strip() if isinstance(cell, str) else _plain(cell)
+    if text in levels:
+        return levels[text]
+    if text in missing:
+        return math.nan
+    return levels.get(_plain(float(text)), -1.0) if _is_number(text) else -1.0
+
+
+def _plain(cell: Any) -> str:
+    return repr(float(cell)).removesuffix(".0") if isinstance(cell, float) else str(cell)
+
+
+def _number(cell: Any, name: str, place: str, missing: set[str], never: set[float]) -> float:
+    text = "" if cell is None else str(cell).strip()
+    if text in missing or text.casefold() == "nan":
+        return math.nan
+    if text.casefold() in ("true", "false"):
+        return float(text.casefold() == "true")
+    if not _is_number(text):
+        raise PredictError(f"{place}, column {name!r}: {text!r} is not a number. Leave the cell empty when the number is missing")
+    value = float(text)
+    if math.isinf(value):
+        raise PredictError(f"{place}, column {name!r}: {text} is not a finite number")
+    return math.nan if value in never else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def _read_images(path: Path, said: Mapping[str, Any]) -> tuple[list[str], Any]:
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
+    if not found:
+        raise PredictError(f"there are no images in {path}")
+    names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in found]
+    return names, np.stack([read_image(file, said) for file in found])
+
+
+def read_image(file: Any, said: Mapping[str, Any]) -> Any:
+    """One image file as the graph reads it, uint8 [height, width, channels]: upright, over white where transparent, resized."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+        if image.mode == "F":
+            raise ValueError("pixels are floats; images have 8 or 16 bits")
+        if image.mode.startswith("I"):
+            deep = np.asarray(image).astype(np.int64)
+            image = Image.fromarray((deep >> 8 if image.mode != "I" or deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        image = image.convert("L" if said["grey"] else "RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PredictError(f"{file} is not an image that can be read: {error}") from None
+    height, width = said["size"]
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def write_predictions(folder: str | Path, rows: str | Path, out: str | Path, batch: int = 256) -> int:
+    """Answer the rows of a file into a CSV; gives how many rows there were."""
+    model = load(folder)
+    done = predict(model, rows, batch)
+    columns = [] if "values" in done else [f"probability_{name}" for name in model.classes]
+    with open(out, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "prediction", *columns])
+        for at, (name, predicted) in enumerate(zip(done["rows"], done["prediction"], strict=True)):
+            writer.writerow([name, said, *([f"{share:.8g}" for share in done["probabilities"][at]] if columns else [])])
+    return len(done["rows"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit status 2 when the rows are not what the model reads."""
+    parser = argparse.ArgumentParser(description="Answer rows with the model in this folder.")
+    parser.add_argument("rows", help="a .csv, .csv.gz or .npz file, an image or a folder of images")
+    parser.add_argument("--out", default="predictions.csv", help="where to write (default: predictions.csv)")
+    parser.add_argument("--batch", type=int, default=256, help="rows at a time (default: 256)")
+    said = parser.parse_args(arguments)
+    try:
+        count = write_predictions(Path(__file__).parent, said.rows, said.out, said.batch)
+    except (PredictError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{count:,} rows answered in {said.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

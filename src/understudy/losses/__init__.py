@@ -1,0 +1,1 @@
+"""Pure functions on tensors, one value per example: loss(student, teacher, *, options)."""

@@ -1,0 +1,85 @@
+"""Losses between a student's logits and labels: `loss(student, labels, *, options)`, one value per row.
+
+A row without a label (-1, or NaN in any class) gives 0 and no gradient; the term that averages leaves it out. To add
+one: write it here, name it in `__all__`, and give it a line in DEFINITIONS of tests/test_losses.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from understudy.errors import InputError
+from understudy.losses._shapes import precise, same_shape
+
+__all__ = ["binary_cross_entropy", "cross_entropy"]
+
+
+def cross_entropy(
+    student: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Minus the log-probability that the student's softmax gives to the label.
+
+    -sum_c w_c t_c log softmax(student)_c, where t = (1 - label_smoothing) * onehot(label) + label_smoothing / classes
+    and w are the class weights, 1 unless given. Rows of label -1 give 0. Smoothing: Szegedy et al. 2016,
+    arXiv:1512.00567, section 7.
+
+    >>> cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([1, -1]))
+    tensor([0.6931, 0.0000])
+    """
+    if student.ndim != 2 or labels.shape != student.shape[:1] or labels.is_floating_point():
+        raise InputError(
+            f"cross_entropy reads student [rows, classes] and one class index per row: student is {list(student.shape)}, "
+            f"labels are {labels.dtype} {list(labels.shape)}. Labels of 0 and 1 per class go with labels.binary_cross_entropy",
+            code="U031",
+        )
+    student = precise(student)
+    weights = _weights(class_weights, student)
+    return functional.cross_entropy(
+        student, labels.long(), weight=weights, ignore_index=-1, reduction="none", label_smoothing=label_smoothing
+    )
+
+
+def binary_cross_entropy(
+    student: Float[Tensor, "batch classes"],
+    labels: Float[Tensor, "batch classes"],
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Minus the log-probability of a yes or no per class, each class with its own sigmoid, mean over classes.
+
+    mean_c w_c * -[t_c log sigmoid(student_c) + (1 - t_c) log sigmoid(-student_c)], where
+    t = (1 - label_smoothing) * label + label_smoothing / 2. Rows with a NaN label give 0. Source: the maximum likelihood
+    of independent Bernoulli variables (Bishop 2006, Pattern Recognition and Machine Learning, section 4.3.2).
+
+    >>> binary_cross_entropy(torch.tensor([[0.0, 100.0]]), torch.tensor([[0.0, 1.0]]))
+    tensor([0.3466])
+    """
+    same_shape(student, labels, "labels")
+    student = precise(student)
+    known = ~labels.sum(-1).isnan()
+    target = labels.to(student.dtype).nan_to_num()
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / 2
+    weights = _weights(class_weights, student)
+    values = functional.binary_cross_entropy_with_logits(student, target, weight=weights, reduction="none").mean(-1)
+    return torch.where(known, values, 0.0)
+
+
+def _weights(class_weights: Tensor | None, student: Tensor) -> Tensor | None:
+    if class_weights is None:
+        return None
+    if class_weights.shape != student.shape[-1:]:
+        raise InputError(
+            f"class_weights must hold one weight per class: student has {student.shape[-1]} classes, "
+            f"class_weights is {list(class_weights.shape)}",
+            code="U031",
+        )
+    return class_weights.to(student.dtype)

@@ -1,0 +1,80 @@
+"""Losses on a student's values: `loss(student, labels, ...)`, `loss(student, teacher, ...)`, one value per row.
+
+Which it reads is said by the names of its arguments. Values are in the label's own unit; `scale` (the standard
+deviation of the labels, say) makes the loss a pure number. A row with a NaN label gives 0 and no gradient. To add one:
+write it here, name it in `__all__`, and give it a line in DEFINITIONS of tests/test_losses.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from understudy.losses._shapes import positive, precise, same_shape
+
+__all__ = ["squared_error", "teacher_bounded", "teacher_squared_error"]
+
+
+def squared_error(
+    student: Float[Tensor, "batch outputs"], labels: Float[Tensor, "batch outputs"], *, scale: float = 1.0
+) -> Float[Tensor, " batch"]:
+    """Squared difference from the label, mean over outputs: mean_d ((student_d - label_d) / scale)^2.
+
+    Source: least squares (Legendre 1805); in distillation the hard part of Ba & Caruana 2014, arXiv:1312.6184.
+
+    >>> squared_error(torch.tensor([[3.0], [3.0]]), torch.tensor([[1.0], [float("nan")]]), scale=2.0)
+    tensor([1., 0.])
+    """
+    positive("scale", scale)
+    squares, known = _squares(student, labels)
+    return torch.where(known, squares.mean(-1) / scale**2, 0.0)
+
+
+def teacher_squared_error(
+    student: Float[Tensor, "batch outputs"], teacher: Float[Tensor, "batch outputs"], *, scale: float = 1.0
+) -> Float[Tensor, " batch"]:
+    """Squared difference from the teacher, mean over outputs: mean_d ((student_d - teacher_d) / scale)^2.
+
+    Source: Ba & Caruana 2014, arXiv:1312.6184, section 2.2. A teacher that says NaN gives NaN.
+
+    >>> teacher_squared_error(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    tensor([4.])
+    """
+    same_shape(student, teacher, "teacher")
+    positive("scale", scale)
+    student = precise(student)
+    return functional.mse_loss(student, teacher.to(student.dtype), reduction="none").mean(-1) / scale**2
+
+
+def teacher_bounded(
+    student: Float[Tensor, "batch outputs"],
+    teacher: Float[Tensor, "batch outputs"],
+    labels: Float[Tensor, "batch outputs"],
+    *,
+    margin: float = 0.0,
+    scale: float = 1.0,
+) -> Float[Tensor, " batch"]:
+    """Squared distance to the label, in rows where the student is not yet better than the teacher by a margin.
+
+    s if s + margin > t else 0, where s = sum_d ((student_d - label_d) / scale)^2 and t is the same of the teacher
+    (Chen et al. 2017, Learning Efficient Object Detection Models with Knowledge Distillation, section 3.3).
+
+    >>> teacher_bounded(torch.tensor([[3.0], [1.5]]), torch.tensor([[2.0], [2.0]]), torch.tensor([[1.0], [1.0]]))
+    tensor([4., 0.])
+    """
+    same_shape(student, teacher, "teacher")
+    positive("scale", scale)
+    squares, known = _squares(student, labels)
+    distance = squares.sum(-1) / scale**2
+    bound = _squares(teacher.to(squares.dtype), labels)[0].sum(-1) / scale**2
+    return torch.where(known & (distance + margin > bound), distance, 0.0)
+
+
+def _squares(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared differences with 0 for a missing label, and which rows have all of theirs."""
+    same_shape(values, labels, "labels")
+    values = precise(values)
+    known = ~labels.sum(-1).isnan()
+    return functional.mse_loss(values, labels.to(values.dtype).nan_to_num(), reduction="none"), known

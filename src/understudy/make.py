@@ -1,0 +1,391 @@
+"""Recipe -> live objects. The only module that knows both worlds, and the only importer of adapters.
+
+Each function takes the recipe and gives one thing the pipeline needs: rows, a teacher, a student, objectives, the set
+of rows a student trains on. Nothing here decides what happens next; that is pipeline.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from understudy.data import arrays, callables, encoding, images, keys, labelling, splitting, synthetic, tables, views
+from understudy.data._source import Source
+from understudy.data.rows import Rows
+from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
+from understudy.objectives import Objective
+from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember
+from understudy.signals import Signals
+from understudy.students import convnet, mlp, preprocessing, trees
+from understudy.students.student import Student
+from understudy.tasks import Task
+from understudy.teachers import Ensemble, Teacher
+from understudy.training.gradient import TrainingSet
+
+TREES = ("tree", "boosted")
+
+
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """Rows with their splits, what their labels mean, and what was noticed on the way."""
+
+    rows: Rows
+    task: Task
+    encoding: encoding.TableEncoding | None
+    problems: tuple[Problem, ...]
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
+    """Read, label, key and split the rows."""
+    said = recipe.data
+    sources = {"train": _read(said, said.train, cache)}
+    for part, place in (("validation", said.validation), ("test", said.test)):
+        if place is not None:
+            sources[part] = _read(said, place, cache)
+    problems = [problem for source in sources.values() for problem in source.problems]
+    task, labels = _labels(recipe, sources, problems)
+    parts = {part: _rows(source, labels[part]) for part, source in sources.items()}
+    _same_inputs(parts)
+    rows = _split(recipe, parts, task)
+    rows, more = _without_overlap(rows, said.overlap)
+    fitted = encoding.TableEncoding.fit(rows.part("train").inputs, said.max_levels) if rows.kind == "table" else None
+    return Loaded(rows, task, fitted, (*problems, *more))
+
+
+def _read(said: DataSection, place: str, cache: Path | None) -> Source:
+    label = said.label if said.labels is None else None
+    if ":" in place and not Path(place).exists() and not Path(said.root, place).exists():
+        return callables.read_callable(place, said.kind, label=label, ignore=said.ignore, split_column=said.split)
+    path = Path(said.root, place)
+    name = path.name.lower()
+    if name.endswith(".npz"):
+        return arrays.read_arrays(path, said.kind)
+    if path.is_dir() or name.endswith(".zip"):
+        labels_csv = Path(said.root, said.labels) if said.labels is not None else None
+        column = said.label if isinstance(said.label, str) else "label"
+        return images.read_images(
+            path,
+            image_size=said.image_size,
+            grey=said.grey,
+            labels_csv=labels_csv,
+            file_column=said.file,
+            label_column=column,
+            encoding=said.encoding,
+            cache=None if cache is None else cache / f"{path.stem}.npy",
+        )
+    return tables.read_table(path, label=label, ignore=said.ignore, missing=said.missing, encoding=said.encoding, split_column=said.split)
+
+
+def _labels(recipe: Recipe, sources: dict[str, Source], problems: list[Problem]) -> tuple[Task, dict[str, Any]]:
+    """One Task for all parts: classes are the union of the names seen, unless they are declared."""
+    import pandas as pd
+
+    given = {part: source.labels for part, source in sources.items() if source.labels is not None}
+    declared = recipe.data.classes or next((list(source.classes) for source in sources.values() if source.classes), None)
+    if not given:
+        task, _, found = labelling.decide(recipe.task, None, declared)
+        problems += found
+        return task, dict.fromkeys(sources)
+    joined = pd.concat([pd.DataFrame(labels) for labels in given.values()], ignore_index=True)
+    raw = joined if joined.shape[1] > 1 else joined.iloc[:, 0]
+    names = np.concatenate([_names(sources[part]) for part in given])
+    task, labels, found = labelling.decide(recipe.task, raw, declared, names)
+    problems += found
+    assert labels is not None
+    ends = np.cumsum([len(given[part]) for part in given])[:-1]
+    split = dict(zip(given, np.split(labels, ends), strict=True))
+    return task, {part: split.get(part) for part in sources}
+
+
+def _names(source: Source) -> np.ndarray[Any, Any]:
+    return np.array([f"row {i}" for i in range(len(source.inputs))]) if source.names is None else np.asarray(source.names)
+
+
+def _rows(source: Source, labels: Any) -> Rows:
+    return Rows(
+        source.kind, source.inputs, keys.content_keys(source.inputs, source.kind), labels, split=source.split, names=_names(source)
+    )
+
+
+def _same_inputs(parts: dict[str, Rows]) -> None:
+    first = parts["train"]
+    for part, rows in parts.items():
+        if rows.kind != first.kind:
+            raise DataError(f"the train rows are of kind {first.kind!r}, the {part} rows of kind {rows.kind!r}", code="U060")
+        if rows.kind == "table":
+            missing = [column for column in first.inputs.columns if column not in rows.inputs.columns]
+            if missing:
+                advice = did_you_mean(missing[0], map(str, rows.inputs.columns))
+                raise DataError(f"the {part} rows have no column {missing[0]!r}; {advice}", code="U060")
+        elif rows.inputs.shape[1:] != first.inputs.shape[1:]:
+            raise DataError(f"train rows have shape {first.inputs.shape[1:]}, {part} rows {rows.inputs.shape[1:]}", code="U060")
+
+
+def _split(recipe: Recipe, parts: dict[str, Rows], task: Task) -> Rows:
+    said = recipe.split
+    return splitting.combine(
+        parts["train"],
+        parts.get("validation"),
+        parts.get("test"),
+        task=task,
+        validation_part=said.validation,
+        test_part=said.test,
+        seed=said.seed,
+    )
+
+
+def _without_overlap(rows: Rows, overlap: str) -> tuple[Rows, list[Problem]]:
+    if overlap != "drop":
+        return rows, []
+    shared = splitting.overlap(rows)
+    if not len(shared):
+        return rows, []
+    keep = np.setdiff1d(np.arange(len(rows)), shared)
+    text = f"{len(shared):,} rows that are also held-out rows were taken out of training (data.overlap = 'drop')"
+    return rows.take(keep), [Problem("U126", text, "warning")]
+
+
+def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Rows | None:
+    """Unlabelled MUNGE rows, `rows.synthetic` per training row."""
+    said = recipe.rows
+    if not said.synthetic:
+        return None
+    if train.kind == "image":
+        raise RecipeError("rows.synthetic makes rows of tables and arrays; for images set teaching.views and train.augment", code="U061")
+    made = synthetic.munge(train.inputs, multiple=said.synthetic, swap=said.swap, local_variance=said.local_variance, seed=seed)
+    found = keys.content_keys(made, train.kind)
+    return Rows(train.kind, made, found, names=np.array([f"synthetic {i}" for i in range(len(found))]))
+
+
+def augmentation(options: OptimizerSection) -> Callable[..., Any] | None:
+    """A view of images as a function of (images, keys, view), or None."""
+    if not options.augment:
+        return None
+    unknown = set(options.augment) - {"shift", "flip"}
+    if unknown:
+        raise RecipeError(f"augment: unknown option {sorted(unknown)[0]!r}; {did_you_mean(sorted(unknown)[0], ['shift', 'flip'])}", code="U002")
+    said = {"shift": int(options.augment.get("shift", 0)), "flip": bool(options.augment.get("flip", False))}
+
+    def augment(batch: Any, row_keys: Any, view: Any) -> Any:
+        array = batch.numpy() if isinstance(batch, torch.Tensor) else batch
+        done = views.augment_images(array, row_keys, view, **said)
+        return torch.from_numpy(done) if isinstance(batch, torch.Tensor) else done
+
+    return augment
+
+
+# --- teachers -------------------------------------------------------------------------------------------------------
+
+
+def load_teacher(said: TeacherMember, task: Task, rows: Rows, root: str = ".") -> Teacher:
+    """The teacher that `source` names, through the adapter for its kind of file."""
+    from understudy.adapters import boosters, predictions, sklearn, timm_models, torch_module
+    from understudy.adapters import callables as functions
+
+    source, classes = str(said.source), _class_names(said.classes)
+    name = source.lower()
+    weights = None if said.weights is None else (said.weights if said.weights == "factory" else str(Path(said.weights)))
+    picture = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
+    if source.startswith("timm:"):
+        channels = rows.inputs.shape[-1] if rows.kind == "image" else 3
+        return timm_models.load(
+            source, classes=classes or task.classes, pretrained=said.pretrained, weights=weights, in_chans=channels, options=said.options, **picture
+        )
+    if ":" in source and not Path(source).exists():
+        if weights is not None:
+            return torch_module.load(source, weights=weights, classes=classes, output=said.output, task=task, options=said.options, **picture)
+        return functions.load(source, classes=classes, output=said.output, task=task)
+    path = Path(source)
+    if not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else f"there is no folder {path.parent}"
+        raise TeacherError(f"no teacher at {source}; {near}", code="U062")
+    if name.endswith((".skops", ".joblib", ".pkl", ".pickle")):
+        return sklearn.load(path, trust=said.trust, task=task, classes=classes)
+    if name.endswith((".ubj", ".json", ".txt", ".bst", ".lgb")):
+        return boosters.load(path, task=task, classes=classes)
+    if name.endswith((".parquet", ".csv", ".csv.gz", ".npz")):
+        return predictions.load(path, rows=rows, task=task, classes=classes, output=said.output)
+    raise TeacherError(
+        f"teacher.source = {source!r} is of no kind known here: .skops, .joblib, .pkl, .json or .ubj (XGBoost), .txt (LightGBM), "
+        ".parquet, .csv or .npz (predictions), package.module:factory, timm:NAME",
+        code="U062",
+    )
+
+
+def build_ensemble(members: list[Teacher], task: Task) -> Teacher:
+    """Several teachers as one."""
+    return Ensemble(members, task=task)
+
+
+def _class_names(said: list[str] | str | None) -> tuple[str, ...] | None:
+    if said is None or isinstance(said, list):
+        return None if said is None else tuple(map(str, said))
+    path = Path(said)
+    if not path.exists():
+        raise TeacherError(f"teacher.classes names the file {said!r}, which does not exist: one class name per line", code="U062")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+# --- students -------------------------------------------------------------------------------------------------------
+
+
+def is_estimator(model: str) -> bool:
+    """Whether the student is fitted by scikit-learn or LightGBM rather than by gradient steps."""
+    return model in TREES or model.startswith("sklearn:")
+
+
+def encode(inputs: Any, kind: str, fitted: encoding.TableEncoding | None) -> torch.Tensor:
+    """Raw inputs as a student's graph reads them."""
+    if kind == "table":
+        assert fitted is not None
+        return torch.from_numpy(np.ascontiguousarray(fitted.encode(inputs)))
+    return torch.from_numpy(np.ascontiguousarray(inputs))
+
+
+def build_student(
+    model: str, options: dict[str, Any], loaded: Loaded, encoded: torch.Tensor, labels: np.ndarray[Any, Any] | None, *, seed: int, name: str
+) -> Student:
+    """An untrained model by name, with the preprocessing fitted on the encoded training rows."""
+    task, kind = loaded.task, loaded.rows.kind
+    if is_estimator(model):
+        prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True)
+        if model.startswith("sklearn:"):
+            estimator = trees.estimator(model, options, seed=seed)
+        elif model == "tree":
+            estimator = _called(trees.tree, task, options, seed=seed)
+        else:
+            estimator = _called(trees.boosted, task, options, seed=seed)
+        return Student(name, task, encoding=loaded.encoding, preprocessing=prepared, estimator=estimator)
+    flat = model == "mlp"
+    prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network(model, options, prepared(encoded[:2]), task)
+    values = labels if task.kind == "regression" else None
+    return Student(name, task, encoding=loaded.encoding, module=preprocessing.assemble(prepared, network, values=values))
+
+
+def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    *before, said = args
+    try:
+        return function(*before, **said, **options)
+    except TypeError as error:
+        raise RecipeError(f"student.options for {function.__name__}: {error}", code="U063") from None
+
+
+def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task) -> nn.Module:
+    if model == "mlp":
+        return _called(mlp.mlp, features.shape[1], task.outputs, options)  # type: ignore[no-any-return]
+    if model == "convnet":
+        if features.ndim != 4:
+            raise RecipeError("a convnet reads images; these rows are a table or flat arrays: use mlp, tree or boosted", code="U063")
+        return _called(convnet.convnet, features.shape[1], task.outputs, {"size": tuple(features.shape[2:]), **options})  # type: ignore[no-any-return]
+    if model.startswith("timm:"):
+        from understudy.adapters import timm_models
+
+        said = dict(options)
+        return timm_models.build(
+            model, classes=task.classes, pretrained=bool(said.pop("pretrained", False)), in_chans=features.shape[1], options=said
+        )
+    if ":" in model:
+        from understudy.adapters import torch_module
+
+        return torch_module.build(model, options)
+    known = ["tree", "boosted", "mlp", "convnet", "timm:NAME", "package.module:factory", "sklearn:package.Class"]
+    raise RecipeError(f"no model {model!r}; {did_you_mean(model, known)}", code="U063")
+
+
+# --- objectives and training sets -----------------------------------------------------------------------------------
+
+
+def build_objective(recipe: Recipe, task: Task, labels: np.ndarray[Any, Any] | None) -> Objective:
+    """What the student learns from."""
+    said, options = recipe.objective, recipe.train
+    scale = _scale(task, labels)
+    if said.terms:
+        return Objective.from_terms([(term.loss, term.weight, dict(term.options)) for term in said.terms], task)
+    return Objective.soft_labels(
+        alpha=said.alpha,
+        temperature=said.temperature,
+        task=task,
+        label_smoothing=options.label_smoothing,
+        class_weights=_class_weights(options, task, labels),
+        scale=scale,
+    )
+
+
+def build_label_objective(options: OptimizerSection, task: Task, labels: np.ndarray[Any, Any] | None) -> Objective:
+    """The objective of the control, and of a teacher trained here: the labels alone."""
+    return Objective.labels_only(
+        task, label_smoothing=options.label_smoothing, class_weights=_class_weights(options, task, labels), scale=_scale(task, labels)
+    )
+
+
+def _scale(task: Task, labels: np.ndarray[Any, Any] | None) -> float:
+    if task.kind != "regression" or labels is None:
+        return 1.0
+    return float(labels[task.labelled(labels)].std()) or 1.0
+
+
+def _class_weights(options: OptimizerSection, task: Task, labels: np.ndarray[Any, Any] | None) -> torch.Tensor | None:
+    said = options.class_weights
+    if said is None or task.kind == "regression" or labels is None:
+        return None
+    if said == "balanced":
+        if not task.single_label:
+            raise RecipeError("train.class_weights = 'balanced' is for tasks with one class per row", code="U063")
+        counts = np.bincount(labels[labels >= 0], minlength=task.outputs).clip(min=1)
+        return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+    if len(said) != task.outputs:
+        raise RecipeError(f"train.class_weights has {len(said)} weights for {task.outputs} classes", code="U063")
+    return torch.tensor(said, dtype=torch.float32)
+
+
+def training_set(
+    loaded: Loaded, train: Rows, extra: Rows | None, teacher: Signals, *, views: int, augment: Callable[..., Any] | None, only_labelled: bool = False
+) -> TrainingSet:
+    """Encoded rows with labels and the teacher's signals, aligned; `teacher` covers train then extra."""
+    task = loaded.task
+    labels = train.labels
+    inputs = encode(train.inputs, train.kind, loaded.encoding)
+    row_keys = train.keys
+    if only_labelled:
+        assert labels is not None
+        chosen = np.flatnonzero(task.labelled(labels))
+        inputs, labels, row_keys = inputs[torch.from_numpy(chosen)], labels[chosen], row_keys[chosen]
+    elif extra is not None:
+        inputs = torch.cat([inputs, encode(extra.inputs, extra.kind, loaded.encoding)])
+        row_keys = np.concatenate([row_keys, extra.keys])
+        if labels is not None:
+            fill = -1 if task.single_label else np.nan
+            labels = np.concatenate([labels, np.full((len(extra), *labels.shape[1:]), fill, dtype=labels.dtype)])
+    mask = None if labels is None else task.labelled(labels)
+    whole = mask is None or bool(mask.all())
+    return TrainingSet(
+        inputs=inputs,
+        labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+        labelled=None if whole or mask is None else torch.from_numpy(mask),
+        teacher=teacher,
+        keys=row_keys,
+        views=views,
+        augment=augment,
+    )
+
+
+def with_steps_of(options: OptimizerSection, rows: int, like: int) -> OptimizerSection:
+    """The control sees fewer rows when only some are labelled; give it as many steps as the student gets."""
+    if rows == like or options.max_time is not None:
+        return options
+    per_epoch, wanted = max(1, rows // options.batch_size), max(1, like // options.batch_size) * options.epochs
+    return options.model_copy(update={"epochs": math.ceil(wanted / per_epoch)})

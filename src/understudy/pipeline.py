@@ -1,0 +1,603 @@
+"""The stages of a run, in order, resumed where they stopped.
+
+rows -> checks -> teacher -> transfer set -> student and control per seed -> artifact -> scorecard. Each stage reads what
+the one before left in the run's folder and writes a card last; a stage whose card exists is not done again. Calling
+`distill` with the same recipe therefore continues, and a finished run only prints its scorecard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from understudy import checks, make
+from understudy.data import splitting
+from understudy.data.rows import Rows
+from understudy.errors import Problem, RecipeError
+from understudy.exporting import artifact
+from understudy.measuring import scorecard as cards
+from understudy.recipe import Recipe, to_toml
+from understudy.store.transfer_set import TransferSet
+from understudy.students.student import Student
+from understudy.tasks import Task
+from understudy.teachers import Matched, Teacher, check_teacher, match_classes
+from understudy.teaching import out_of_fold, reask, teach
+from understudy.training.gradient import TrainingSet, train
+from understudy.training.trees import fit_estimator
+
+Stage = Literal["check", "teach", "train", "export", "measure"]
+STAGES: tuple[Stage, ...] = ("check", "teach", "train", "export", "measure")
+FREE_TO_CHANGE = ("measure", "export")
+
+
+@final
+@dataclass
+class Run:
+    """A run in progress: its recipe, its folder and what the stages have made so far."""
+
+    recipe: Recipe
+    folder: Path
+    console: Console
+    loaded: make.Loaded | None = None
+    extra: Rows | None = None
+    teacher: Teacher | None = None
+    teacher_line: str = ""
+    warnings: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    taught: TransferSet | None = None
+    held_out: TransferSet | None = None
+
+    @property
+    def rows(self) -> Rows:
+        assert self.loaded is not None
+        return self.loaded.rows
+
+    @property
+    def task(self) -> Task:
+        assert self.loaded is not None
+        return self.loaded.task
+
+    def say(self, word: str, text: str) -> None:
+        self.console.print(f"[bold cyan]{word:<9}[/] {text}", highlight=False, soft_wrap=True)
+
+    def warn(self, problems: list[Problem]) -> None:
+        for problem in problems:
+            if str(problem) not in self.warnings:
+                self.warnings.append(str(problem))
+                self.console.print(f"[yellow]warning[/]   {problem}", highlight=False, markup=True, soft_wrap=True)
+
+
+def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Do everything the recipe says, up to and including a stage; gives the scorecard (empty before `measure`).
+
+    Raises PreflightError with every problem found before training, RequirementError when a gate of
+    `measure.require` is not met. The run's folder is continued when it holds this recipe, refused when it holds
+    another one; `fresh` starts students over (the transfer set is kept, since it is keyed by content).
+    """
+    run = open_run(recipe, console or Console(stderr=False), fresh=fresh)
+    finished = run.folder / "scorecard.json"
+    last = STAGES.index(until)
+    if until == "measure" and finished.exists() and _same_measure(run):
+        run.say("finished", f"{run.folder} was complete; --fresh would start its students over")
+        return _close(run, json.loads(finished.read_text(encoding="utf-8")))
+    run.warn(checks.check_recipe(recipe, raising=True))
+    prepare_rows(run)
+    prepare_teacher(run)
+    if last >= 1:
+        teach_rows(run)
+    students: dict[int, dict[str, Student]] = {}
+    if last >= 2:
+        students = {seed: train_pair(run, seed) for seed in recipe.seeds}
+    exported: dict[str, Any] = {}
+    if last >= 3:
+        exported = export_best(run, students)
+    if last < 4:
+        _write_lock(run)
+        return {}
+    card = measure_all(run, students, exported)
+    _write_lock(run)
+    return _close(run, card)
+
+
+def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
+    """The preflight alone: reads the rows, loads and scores the teacher, trains nothing; gives the warnings."""
+    run = open_run(recipe, console or Console(stderr=False), fresh=False)
+    run.warn(checks.check_recipe(recipe, raising=True))
+    prepare_rows(run)
+    if recipe.teacher.train is None:
+        prepare_teacher(run)
+    else:
+        run.say("teacher", "would be trained here from the labels ([teacher.train])")
+    run.say("ready", f"nothing stands in the way; {len(run.warnings)} warnings")
+    return run.warnings
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
+    """Make the run's folder, or continue it when it holds the same recipe."""
+    folder = Path(recipe.out)
+    kept = folder / "recipe.json"
+    checks.check_writable(folder)
+    if folder.exists() and any(folder.iterdir()) and not kept.exists():
+        raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
+    said = recipe.model_dump(mode="json")
+    if kept.exists():
+        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said)
+        if moved and not fresh:
+            raise RecipeError(
+                f"{folder} holds another run: {'; '.join(moved)}. Choose another --out, or --fresh to start its students over", code="U050"
+            )
+        if moved:
+            _clear(folder)
+    if fresh and folder.exists():
+        _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+    _write_json(kept, said)
+    console.print(f"[bold]understudy[/] {_version('understudy')} · {folder}", highlight=False)
+    return Run(recipe, folder, console)
+
+
+def _moved(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    flat_before, flat_now = _flat(before), _flat(now)
+    names = [name for name in sorted({*flat_before, *flat_now}) if name.split(".")[0] not in (*FREE_TO_CHANGE, "out")]
+    return [
+        f"{name} was {flat_before.get(name)}, now {flat_now.get(name)}" for name in names if flat_before.get(name) != flat_now.get(name)
+    ]
+
+
+def _flat(said: dict[str, Any], place: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in said.items():
+        flat |= _flat(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
+    return flat
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.name.startswith("seed-") or entry.name in ("artifact", "teacher"):
+            shutil.rmtree(entry)
+        elif entry.name in ("scorecard.json", "lock.json", "split.npz"):
+            entry.unlink()
+
+
+def _write_json(path: Path, said: Any) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(said, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(name, path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def prepare_rows(run: Run) -> None:
+    """Read, label, split and check the rows; print what they are."""
+    cache = run.folder / "cache"
+    cache.mkdir(exist_ok=True)
+    run.loaded = make.load_rows(run.recipe, cache)
+    rows, task = run.rows, run.task
+    kept = run.folder / "split.npz"
+    if kept.exists():
+        _same_rows(run, rows, kept)
+    else:
+        splitting.save_split(rows, kept)
+    counts = {part: int((rows.split == part).sum()) for part in ("train", "validation", "test")}
+    shape = f"{rows.inputs.shape[1]} columns" if rows.kind == "table" else " x ".join(map(str, rows.inputs.shape[1:]))
+    labelled = 0 if rows.labels is None else int(task.labelled(rows.labels).sum())
+    what = f"{task.kind}, {len(task.classes)} classes" if task.classes else task.kind
+    run.say("rows", f"{len(rows):,} of kind {rows.kind} ({shape}), {labelled:,} labelled · " + " / ".join(f"{n:,} {p}" for p, n in counts.items()))
+    run.say("task", what + ("" if not 0 < len(task.classes) <= 12 else ": " + ", ".join(task.classes)))
+    problems = [*run.loaded.problems, *checks.check_rows(rows, task, overlap=run.recipe.data.overlap)]
+    run.warn(checks.raise_errors(problems))
+    if run.recipe.data.overlap != "refuse":
+        run.overrides.append(f"data.overlap = {run.recipe.data.overlap!r}")
+
+
+def _same_rows(run: Run, rows: Rows, kept: Path) -> None:
+    before, _ = splitting.load_split(kept)
+    now = {tuple(key) for key in rows.keys.tolist()}
+    then = {tuple(key) for key in before.tolist()}
+    if now != then:
+        raise RecipeError(
+            f"the data changed since this run began: {len(now - then):,} rows are new, {len(then - now):,} are gone. "
+            "Choose another --out, or --fresh to start its students over (only new rows are taught again)",
+            code="U051",
+        )
+
+
+# --- teacher --------------------------------------------------------------------------------------------------------
+
+
+def prepare_teacher(run: Run) -> None:
+    """Load or train the teacher, match its classes by name, score it on the validation rows, test its manners."""
+    said, task = run.recipe.teacher, run.task
+    validation = run.rows.part("validation")
+    if said.train is not None:
+        teacher = train_teacher(run)
+    elif said.members:
+        teacher = make.build_ensemble([_matched(run, make.load_teacher(m, task, run.rows), validation) for m in said.members], task)
+    else:
+        teacher = make.load_teacher(said, task, run.rows)
+    run.teacher = _matched(run, teacher, validation)
+    problems = check_teacher(run.teacher, _some(validation, 64))
+    answers = _answers(run.teacher, validation.inputs, task)
+    figures = cards.quality(answers, validation.labels, task) if validation.labels is not None else {}
+    score = figures.get(task.metric)
+    problems += checks.check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
+    run.warn(checks.raise_errors(problems))
+    if said.accept_score or said.accept_mapping:
+        run.overrides += [f"teacher.{name} = true" for name in ("accept_score", "accept_mapping") if getattr(said, name)]
+    shown = " · ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no labels to score it on"
+    run.teacher_line = f"{run.teacher.name}: validation {shown}"
+    run.say("teacher", run.teacher_line)
+
+
+def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
+    task = run.task
+    if task.kind == "regression":
+        return teacher
+    answers, labels = np.zeros((0, task.outputs), dtype=np.float32), np.zeros(0, dtype=np.int64)
+    if validation.labels is not None:
+        some = validation.take(np.flatnonzero(task.labelled(validation.labels))[:2000])
+        labels = some.labels
+        answers = _answers(teacher, some.inputs, task) if len(some) else answers
+    if not len(labels):
+        answers = _answers(teacher, validation.inputs[:8] if validation.kind != "table" else validation.inputs.iloc[:8], task)
+        labels = None
+    match = match_classes(teacher.classes, task, answers, labels, accept=run.recipe.teacher.accept_mapping)
+    run.say("classes", match.sentence)
+    if match.order == tuple(range(answers.shape[1])) and answers.shape[1] == task.outputs:
+        return teacher
+    return Matched(teacher, match.order, task=task)
+
+
+def train_teacher(run: Run) -> Teacher:
+    """A teacher from the labels, with the same loop as the student."""
+    said = run.recipe.teacher.train
+    assert said is not None and run.loaded is not None
+    rows = run.rows.part("train")
+    if rows.labels is None:
+        raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U064")
+    folder = run.folder / "teacher"
+    if said.model in ("forest", "boosted"):
+        from understudy.adapters import sklearn
+
+        known = rows.take(np.flatnonzero(run.task.labelled(rows.labels)))
+        return sklearn.train_estimator(said.model, known.inputs, known.labels, task=run.task, options=said.options, seed=said.seed, keep=folder)
+    everything = make.training_set(run.loaded, rows, None, {}, views=10**6, augment=make.augmentation(said), only_labelled=True)
+    teacher = make.build_student(said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})")
+    objective = make.build_label_objective(said, run.task, rows.labels)
+    _fit(run, teacher, objective, everything, said, said.seed, folder, "teacher", None)
+    return teacher
+
+
+def _some(rows: Rows, n: int) -> Any:
+    return rows.take(slice(0, n)).inputs
+
+
+def _answers(model: Any, inputs: Any, task: Task) -> np.ndarray[Any, Any]:
+    signals = model.signals(inputs)
+    return np.asarray(signals[task.signal].float().cpu().numpy())
+
+
+# --- teaching -------------------------------------------------------------------------------------------------------
+
+
+def teach_rows(run: Run) -> None:
+    """Ask the teacher once about every row; keep the answers as two transfer sets, training and held-out."""
+    said, task = run.recipe.teaching, run.task
+    assert run.teacher is not None
+    train_rows, rest = run.rows.part("train"), run.rows.take(np.flatnonzero(run.rows.split != "train"))
+    run.extra = make.synthetic_rows(run.recipe, train_rows, task)
+    folds = _folds(run, train_rows)
+    augment = make.augmentation(run.recipe.train) if said.views > 1 else None
+    asked = train_rows if run.extra is None else _joined(train_rows, run.extra)
+    options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
+    folder = run.folder / "transfer"
+    run.taught = teach(run.teacher, asked, folder / "training", views=said.views, augment=augment, folds=folds, **options)
+    run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
+    for rows, taught in ((asked, run.taught), (rest, run.held_out)):
+        reask(run.teacher, rows, taught, n=16, seed=0)
+    made = "" if run.extra is None else f", {len(run.extra):,} of them synthetic"
+    fold = "" if folds is None else f" · training rows out of fold ({folds.folds} folds)"
+    view = f" x {said.views} views" if said.views > 1 else ""
+    run.say("taught", f"{len(asked) + len(rest):,} rows{made}{view} · {_bytes(folder)}{fold} · 16 of each asked again: the same")
+
+
+def _folds(run: Run, rows: Rows) -> Any:
+    said = run.recipe.teaching.out_of_fold
+    if said == 0 or rows.labels is None:
+        return None
+    made = out_of_fold(run.teacher, rows, task=run.task, folds=5 if said == "auto" else int(said), seed=0, only_if_default=said == "auto")
+    if made is None and said != "auto":
+        raise RecipeError(
+            f"teaching.out_of_fold = {said}: the teacher {run.teacher.name if run.teacher else ''} cannot be refitted; set it to 0", code="U065"
+        )
+    return made
+
+
+def _joined(first: Rows, second: Rows) -> Rows:
+    import pandas as pd
+
+    if first.kind == "table":
+        inputs: Any = pd.concat([first.inputs, second.inputs], ignore_index=True)
+    else:
+        inputs = np.concatenate([first.inputs, second.inputs])
+    names = np.concatenate([np.asarray(first.names), np.asarray(second.names)])
+    return Rows(first.kind, inputs, np.concatenate([first.keys, second.keys]), names=names)
+
+
+def _bytes(folder: Path) -> str:
+    total = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    for unit in ("B", "kB", "MB"):
+        if total < 1000:
+            return f"{total:.3g} {unit}"
+        total /= 1000
+    return f"{total:.3g} GB"
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train_pair(run: Run, seed: int) -> dict[str, Student]:
+    """The student and its control: same initialisation, row order, views and steps; only the teacher differs."""
+    recipe, task = run.recipe, run.task
+    assert run.loaded is not None and run.taught is not None
+    rows = run.rows.part("train")
+    said = rows if run.extra is None else _joined(rows, run.extra)
+    signal = run.taught.gather(task.signal, run.taught.positions(said.keys)).float()
+    views = recipe.teaching.views
+    augment = make.augmentation(recipe.train)
+    full = make.training_set(run.loaded, rows, run.extra, {task.signal: signal}, views=views, augment=augment)
+    pair: dict[str, Student] = {}
+    folder = run.folder / f"seed-{seed}"
+    objective = make.build_objective(recipe, task, rows.labels)
+    pair["student"] = _one(run, "student", full, objective, recipe.train, seed, folder / "student", full.inputs)
+    if not recipe.control:
+        return pair
+    if rows.labels is None or not task.labelled(rows.labels).any():
+        run.warn([Problem("U066", "no training row has a label, so no control can be trained: gain unknown", "warning")])
+        return pair
+    alone = make.training_set(run.loaded, rows, None, {}, views=views, augment=augment, only_labelled=True)
+    options = make.with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
+    labels_only = make.build_label_objective(recipe.train, task, rows.labels)
+    pair["control"] = _one(run, "control", alone, labels_only, options, seed, folder / "control", full.inputs[: len(rows)])
+    return pair
+
+
+def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:
+    recipe = run.recipe
+    assert run.loaded is not None
+    real = fitted_on[: int((run.rows.split == "train").sum())]
+    student = make.build_student(
+        recipe.student.model, recipe.student.options, run.loaded, real, run.rows.part("train").labels, seed=seed, name=recipe.student.model
+    )
+    if not make.is_estimator(recipe.student.model):
+        problems = checks.check_student(
+            student, run.task, real[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_parameters(run.teacher)
+        )
+        run.warn(checks.raise_errors(problems))
+        _fit(run, student, objective, data, options, seed, folder, f"{name} {seed}", objective)
+        return student
+    if (folder / "card.json").exists():
+        return Student.load(folder, run.task)
+    features = student.features(data.inputs)
+    signal = data.teacher.get(run.task.signal)
+    fit_estimator(
+        student.estimator,
+        features,
+        task=run.task,
+        labels=None if data.labels is None else data.labels.numpy(),
+        teacher=None if signal is None else signal.numpy(),
+        alpha=recipe.objective.alpha,
+        temperature=recipe.objective.temperature if recipe.objective.target == "soft" and "temperature" in _set(recipe) else 1.0,
+        target=recipe.objective.target,
+        seed=seed,
+    )
+    student.save(folder)
+    _write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
+    run.say(name, f"seed {seed}: {recipe.student.model}, {_count(student)}" + _validated(run, student))
+    return student
+
+
+def _set(recipe: Recipe) -> set[str]:
+    return recipe.objective.model_fields_set
+
+
+def _parameters(teacher: Any) -> int | None:
+    found = getattr(teacher, "parameters", None)
+    return found() if callable(found) else None
+
+
+def _count(student: Student) -> str:
+    return f"{student.parameters():,} parameters"
+
+
+def _validated(run: Run, student: Student) -> str:
+    figures = _validation(run)(student)
+    return "".join(f" · validation {name} {value:.4f}" for name, value in figures.items())
+
+
+def _validation(run: Run) -> Callable[[Student], dict[str, float]]:
+    rows, task = run.rows.part("validation"), run.task
+    taught = None
+    if run.held_out is not None:
+        taught = run.held_out.gather(task.signal, run.held_out.positions(rows.keys)).float().numpy()
+
+    def validate(student: Student) -> dict[str, float]:
+        answers = _answers(student, rows.inputs, task)
+        figures: dict[str, float] = {}
+        if rows.labels is not None and task.labelled(rows.labels).any():
+            figures[task.metric] = cards.quality(answers, rows.labels, task)[task.metric]
+        if taught is not None:
+            figures["agreement"] = cards.fidelity(answers, taught, task)["agreement"]
+        return figures
+
+    return validate
+
+
+def _fit(
+    run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str, _: Any
+) -> None:
+    validate = _validation(run)
+    assert student.module is not None
+    done = train(
+        student.module,
+        objective,
+        data,
+        task=run.task,
+        options=options,
+        seed=seed,
+        to=folder,
+        validate=lambda module: validate(student),
+        metric=run.task.metric if data.labels is not None else "agreement",
+        name=name,
+    )
+    word, *rest = name.split()
+    text = f"{_count(student)}, {done.epochs} epochs, {done.seconds:.0f} s"
+    run.say(word, (f"seed {rest[0]}: " if rest else "trained here: ") + text + _validated(run, student))
+
+
+# --- export and measure ---------------------------------------------------------------------------------------------
+
+
+def export_best(run: Run, students: dict[int, dict[str, Student]]) -> dict[str, Any]:
+    """Export the seed that validation likes best, and have a fresh process answer the test rows from the file."""
+    validate = _validation(run)
+    scores = {seed: next(iter(validate(pair["student"]).values())) for seed, pair in students.items()}
+    seed = max(scores, key=lambda s: scores[s])
+    test = run.rows.part("test")
+    made = artifact.export(
+        students[seed]["student"],
+        run.folder / "artifact",
+        sample_rows=run.rows.part("train").take(slice(0, 8)),
+        test_rows=test,
+        teacher={"name": run.teacher.name, "fingerprint": run.teacher.fingerprint()} if run.teacher is not None else None,
+        data=run.recipe.data.model_dump(mode="json"),
+        tolerance=run.recipe.export.tolerance,
+        overwrite=True,
+    )
+    figures = made.parity
+    run.say("exported", f"{made.folder} · {_bytes(made.folder)} · {figures['sentence']}")
+    return {"seed": seed, "answers": made.answers, "parity": {k: v for k, v in figures.items() if k != "answers"}, "folder": made.folder}
+
+
+def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dict[str, Any]) -> dict[str, Any]:
+    """Open the test rows: teacher, control, student and exported file, with intervals and the verdict."""
+    task, recipe = run.task, run.recipe
+    test = run.rows.part("test")
+    assert run.held_out is not None and run.teacher is not None
+    teacher_answers = run.held_out.gather(task.signal, run.held_out.positions(test.keys)).float().numpy()
+    models: dict[str, list[np.ndarray[Any, Any]]] = {"teacher": [teacher_answers]}
+    for name in ("control", "student"):
+        answers = [_answers(pair[name], test.inputs, task) for pair in students.values() if name in pair]
+        if answers:
+            models[name] = answers
+    models["exported"] = [exported["answers"]]
+    best = students[exported["seed"]]
+    costs = _costs(run, best, exported, test)
+    card = cards.measure(
+        models,
+        test.labels,
+        task,
+        teacher_answers=teacher_answers,
+        costs=costs,
+        names=[test.name(i) for i in range(len(test))],
+        resamples=recipe.measure.resamples,
+        margin=recipe.measure.margin,
+        warnings=run.warnings,
+        overrides=run.overrides,
+        about={
+            "seeds": recipe.seeds,
+            "exported_seed": exported["seed"],
+            "parity": exported["parity"],
+            "teacher": run.teacher_line,
+            "student": {"model": recipe.student.model, **recipe.student.options},
+            "train_rows": int((run.rows.split == "train").sum()),
+        },
+    )
+    _write_json(run.folder / "scorecard.json", card)
+    artifact.add_scorecard(exported["folder"], card)
+    return card
+
+
+def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: Rows) -> dict[str, Any]:
+    assert run.teacher is not None
+    one, many = test.take(slice(0, 1)).inputs, test.take(np.arange(256) % len(test)).inputs
+    seconds = 0.4 if run.recipe.measure.latency else 0.0
+    costs: dict[str, Any] = {}
+    for name, model in {"teacher": run.teacher, "control": best.get("control"), "student": best["student"]}.items():
+        if model is not None:
+            size = model.bytes() if isinstance(model, Student) else None
+            costs[name] = cards.cost(model.signals, one, many, seconds=seconds, parameters=_parameters(model), size=size)
+    session = artifact.open_session(exported["folder"])
+    encoded = best["student"].encode(many).numpy()
+    costs["exported"] = cards.cost(
+        session, encoded[:1], encoded, seconds=seconds, parameters=_parameters(best["student"]), size=artifact.model_bytes(exported["folder"])
+    )
+    return costs
+
+
+def _same_measure(run: Run) -> bool:
+    card = json.loads((run.folder / "scorecard.json").read_text(encoding="utf-8"))
+    said = run.recipe.measure
+    return card.get("margin") == said.margin and card.get("resamples") == said.resamples
+
+
+def _close(run: Run, card: dict[str, Any]) -> dict[str, Any]:
+    run.console.print(cards.render(card))
+    gates = cards.require(card, run.recipe.measure.require)
+    for gate in gates:
+        run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {gate['gate']} (is {gate['value']:.4g})", highlight=False)
+    card["requirements"] = gates
+    _write_json(run.folder / "scorecard.json", card)
+    run.say("artifact", f"{run.folder / 'artifact'} (python predict.py there needs only numpy and onnxruntime)")
+    cards.enforce(gates)
+    return card
+
+
+def _write_lock(run: Run) -> None:
+    """What it takes to do this again: hashes of data and split, seeds, versions, the teacher's fingerprint."""
+    order = np.lexsort(run.rows.keys.T)
+    digest = hashlib.blake2b(np.ascontiguousarray(run.rows.keys[order]).tobytes(), digest_size=16)
+    split = hashlib.blake2b("".join(map(str, run.rows.split[order])).encode(), digest_size=16) if run.rows.split is not None else digest
+    packages = ("understudy", "torch", "numpy", "pandas", "scikit-learn", "lightgbm", "onnx", "onnxruntime", "skl2onnx", "timm")
+    _write_json(
+        run.folder / "lock.json",
+        {
+            "rows": len(run.rows),
+            "data": digest.hexdigest(),
+            "split": split.hexdigest(),
+            "seeds": run.recipe.seeds,
+            "teacher": None if run.teacher is None else run.teacher.fingerprint(),
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in packages},
+            "overrides": run.overrides,
+        },
+    )
+

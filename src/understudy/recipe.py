@@ -1,0 +1,296 @@
+"""The recipe: one TOML file that says everything about a run. Imports no torch, so that `--help` and mistakes are fast.
+
+Adding an option: add a field with its default and a description here; read it in make.py. Paths are relative to the
+folder where the command runs; those of the data, to `data.root`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from understudy.errors import RecipeError, did_you_mean
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown words are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
+
+
+class DataSection(Section):
+    """Where the rows are."""
+
+    root: str = Field(".", description="folder from which the paths below start")
+    train: str = Field(description="CSV, CSV.gz, Parquet, .npz, a folder or zip of images, or module:function")
+    validation: str | None = Field(None, description="given validation rows; otherwise split off train")
+    test: str | None = Field(None, description="given test rows; otherwise split off train")
+    kind: Literal["auto", "table", "array", "image"] = "auto"
+    label: str | list[str] | None = Field(None, description="label column; a list of columns means multilabel")
+    labels: str | None = Field(None, description="CSV with the labels of images: columns `file` and the label column")
+    file: str = Field("file", description="column of the labels CSV that names the image (with or without its ending)")
+    split: str | None = Field(None, description="column that holds train, validation or test")
+    classes: list[str] | None = Field(None, description="class names in the wanted order; the last is positive in a binary task")
+    ignore: list[str] = Field(default_factory=list, description="columns that are not inputs")
+    missing: list[str] = Field(default_factory=lambda: ["?"], description="texts that mean missing, beside the empty cell")
+    encoding: str = Field("utf-8", description="text encoding of CSV files")
+    overlap: Literal["refuse", "drop", "allow"] = Field("refuse", description="training rows that are also validation or test rows")
+    image_size: tuple[int, int] | None = Field(None, description="height, width to which images are resized")
+    grey: bool = Field(False, description="read images in one channel")
+    max_levels: int = Field(64, ge=2, description="levels kept of a categorical column; the rest count as unknown")
+
+
+class SplitSection(Section):
+    """How rows are split when no split is given."""
+
+    validation: float = Field(0.15, gt=0, lt=1)
+    test: float = Field(0.15, gt=0, lt=1)
+    seed: int = 0
+
+
+class OptimizerSection(Section):
+    """How a network is trained."""
+
+    epochs: int = Field(30, ge=0)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only, Nesterov")
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    steps: list[float] = Field(default_factory=lambda: [0.5, 0.75], description="fractions of training at which lr is divided by ten")
+    warmup: float = Field(0.02, ge=0, lt=1, description="fraction of training with rising lr")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(1, ge=1, description="batches per step")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept")
+    patience: int | None = Field(None, ge=1, description="epochs without a better validation metric before stopping")
+    keep: Literal["last", "best"] = Field("last", description="weights handed on: last epoch or best on validation")
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    max_time: float | None = Field(None, gt=0, description="seconds of training; the schedule is fitted to it")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["balanced"] | list[float] | None = None
+    augment: dict[str, Any] = Field(default_factory=dict, description="views of images: shift = 2 (pixels), flip = true")
+    device: str = Field("auto", description="auto, cpu, cuda, mps")
+
+
+class TeacherTrainSection(OptimizerSection):
+    """A teacher trained from the labels when there is none yet."""
+
+    model: str = Field("mlp", description="mlp, convnet, boosted, forest, timm:NAME or module:factory")
+    options: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+
+
+class TeacherMember(Section):
+    """One teacher."""
+
+    source: str | None = Field(
+        None, description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, module:factory, timm:NAME"
+    )
+    weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
+    trust: bool = Field(False, description="allow files that can execute code when loaded")
+    classes: list[str] | str | None = Field(None, description="the teacher's class names in its order, or a text file with one per line")
+    output: Literal["auto", "logits", "probabilities", "values"] = "auto"
+    pretrained: bool = Field(False, description="timm: download the published weights")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the factory")
+    image_size: tuple[int, int] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class TeacherSection(TeacherMember):
+    """The teacher, or several of them."""
+
+    train: TeacherTrainSection | None = None
+    members: list[TeacherMember] = Field(default_factory=list, description="an ensemble: mean of probabilities")
+    expect: float | None = Field(None, description="validation metric the teacher should reach; more than 0.05 below is refused")
+    accept_mapping: bool = Field(False, description="take class order as given although nothing proves it")
+    accept_score: bool = Field(False, description="go on although the teacher scores near chance")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TeacherSection:
+        given = [self.source is not None, self.train is not None, bool(self.members)]
+        if sum(given) != 1:
+            raise ValueError("a teacher is exactly one of source = ..., [teacher.train] or [[teacher.members]]")
+        return self
+
+
+class TeachingSection(Section):
+    """How the teacher is asked."""
+
+    batch_size: int = Field(256, ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    out_of_fold: Literal["auto"] | int = Field("auto", description="folds for an estimator that can be refitted; 0 asks it on its own rows")
+    views: int = Field(1, ge=1, description="augmented versions of each training image that the teacher answers")
+    shard_rows: int = Field(8192, ge=1)
+
+
+class RowsSection(Section):
+    """Rows beyond the given ones."""
+
+    synthetic: int = Field(0, ge=0, description="teacher-labelled synthetic rows per training row (MUNGE)")
+    swap: float = Field(0.5, ge=0, le=1, description="MUNGE: chance to take a cell from the nearest neighbour")
+    local_variance: float = Field(1.0, gt=0, description="MUNGE: larger means less noise")
+
+
+class StudentSection(Section):
+    """The small model."""
+
+    model: str = Field("mlp", description="tree, boosted, mlp, convnet, timm:NAME, module:factory or sklearn:module.Class")
+    options: dict[str, Any] = Field(default_factory=dict, description="sizes: leaves, depth, rounds, hidden, width, ...")
+
+
+class TermSection(Section):
+    """One term of the objective."""
+
+    loss: str = Field(description="its place in understudy.losses (logits.soft_target) or module:function")
+    weight: float = Field(1.0, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ObjectiveSection(Section):
+    """What the student learns from: soft_labels(alpha, temperature), or terms."""
+
+    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher; 1 - alpha is the weight of the labels")
+    temperature: float = Field(4.0, description="softening; 0.05 to 100")
+    terms: list[TermSection] = Field(default_factory=list)
+    target: Literal["soft", "hard"] = Field("soft", description="trees: the teacher's distribution or its best class")
+
+    @field_validator("temperature")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not value > 0:
+            raise ValueError(f"temperature must be > 0 (got {value:g}). For hard labels use objective.target = 'hard'")
+        if not 0.05 <= value <= 100:
+            raise ValueError(f"temperature must lie between 0.05 and 100 (got {value:g}); published values are 1 to 20")
+        return value
+
+
+class MeasureSection(Section):
+    """What counts as a gain."""
+
+    margin: float = Field(0.002, ge=0, description="differences smaller than this do not matter (NO GAIN)")
+    resamples: int = Field(1000, ge=100)
+    latency: bool = True
+    require: list[str] = Field(default_factory=list, description='gates such as "agreement>=0.95"')
+
+
+class ExportSection(Section):
+    """The deployable file."""
+
+    tolerance: float = Field(0.002, ge=0, description="largest drop of the metric from student to exported file")
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    out: str = Field(description="the run's folder")
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression"] = "auto"
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    control: bool = True
+    data: DataSection
+    split: SplitSection = Field(default_factory=SplitSection)
+    rows: RowsSection = Field(default_factory=RowsSection)
+    teacher: TeacherSection
+    teaching: TeachingSection = Field(default_factory=TeachingSection)
+    student: StudentSection = Field(default_factory=StudentSection)
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    train: OptimizerSection = Field(default_factory=OptimizerSection)
+    measure: MeasureSection = Field(default_factory=MeasureSection)
+    export: ExportSection = Field(default_factory=ExportSection)
+
+
+def parse(said: dict[str, Any]) -> Recipe:
+    """The recipe these nested dictionaries say; RecipeError lists every mistake with the nearest right word."""
+    try:
+        return Recipe.model_validate(said)
+    except ValidationError as error:
+        raise RecipeError("\n  ".join(["the recipe has mistakes:", *map(_sentence, error.errors())]), code="U002") from None
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file; `overrides` are `section.option=value` with the value in TOML."""
+    path = Path(path)
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}. Write one, or give --teacher, --data, --student and --out", code="U003") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}", code="U003") from None
+    for override in overrides or []:
+        apply_override(said, override)
+    return parse(said)
+
+
+def apply_override(said: dict[str, Any], override: str) -> None:
+    """Set one value in place.
+
+    >>> said = {}
+    >>> apply_override(said, "train.epochs=3"); apply_override(said, "student.model=tree"); said
+    {'train': {'epochs': 3}, 'student': {'model': 'tree'}}
+    """
+    place, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override!r}: write section.option=value", code="U002")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, option = place.strip().split(".")
+    for section in sections:
+        said = said.setdefault(section, {})
+    said[option] = value
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The effective recipe as TOML, defaults included, empty options left out."""
+    lines: list[str] = []
+    _write(recipe.model_dump(mode="json", exclude_none=True), (), lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _write(said: dict[str, Any], place: tuple[str, ...], lines: list[str]) -> None:
+    plain = {key: value for key, value in said.items() if not _is_table(value)}
+    if place and plain:
+        lines += ["", f"[{'.'.join(place)}]"]
+    lines += [f"{key} = {_value(value)}" for key, value in plain.items()]
+    for key, value in said.items():
+        if isinstance(value, dict) and value:
+            _write(value, (*place, key), lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _sentence(error: Any) -> str:
+    place = [part for part in error["loc"] if isinstance(part, str)]
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown option; {did_you_mean(place[-1], _fields_at(place[:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{where or 'recipe'}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _fields_at(place: list[str]) -> list[str]:
+    section: Any = Recipe
+    for part in place:
+        found = section.model_fields.get(part)
+        inner = found.annotation if found else None
+        candidates = [inner, *getattr(inner, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), section)
+    return list(section.model_fields)

@@ -1,0 +1,33 @@
+"""The vocabulary of signals: what a model can say of a row, and a batch of rows with what was said of them.
+
+`logits` are kept before any temperature; probabilities are stored as log-probabilities, which are logits. `values` are
+the answers of a regression in the label's own unit. Further names: `embedding`, `features/<layer>`, `tokens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+LOGITS = "logits"
+VALUES = "values"
+
+Signals = dict[str, Tensor]
+"""Name of the signal -> tensor [rows, ...], on the CPU and float32 where a teacher gives it."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows as the training loop sees them.
+
+    `inputs` is what the student's network reads; `labels` follow understudy.tasks, None when no row has one;
+    `labelled` marks the rows that have one, None when all do; `teacher` holds the teacher's signals, aligned.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
+    labelled: Tensor | None
+    teacher: Signals

@@ -1,0 +1,118 @@
+"""The transfer set as it is read: rows found by content key, signals gathered by position.
+
+Opening reads the manifest, checks every shard's hash and joins keys in one vectorised step, so that shuffling,
+filtering and resuming cannot misalign a row and its teacher's answer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from understudy.errors import TransferSetError, did_you_mean
+from understudy.store._shards import FOLD, KEYS, MANIFEST, PLAN, damaged, read_json, read_shard
+from understudy.tasks import Task
+
+Keys = np.ndarray[Any, np.dtype[np.int64]]
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def find_keys(there: Keys, asked: Keys) -> Positions:
+    """The position of each asked key [rows, 2] among those there, -1 where it is absent; one sort and one search.
+
+    >>> there = np.array([[5, 1], [2, 9], [5, 0]]); find_keys(there, np.array([[5, 0], [7, 7], [5, 1]]))
+    array([ 2, -1,  0])
+    """
+    if not len(there) or not len(asked):
+        return np.full(len(asked), -1, dtype=np.int64)
+    order = np.argsort(there[:, 0], kind="stable")
+    ordered = there[order]
+    at = np.searchsorted(ordered[:, 0], asked[:, 0])
+    found = np.full(len(asked), -1, dtype=np.int64)
+    open_rows = np.arange(len(asked))
+    # Keys that share their first half are neighbours: step on until the second half fits. Almost always one step.
+    while len(open_rows):
+        inside = open_rows[at[open_rows] < len(ordered)]
+        same = inside[ordered[at[inside], 0] == asked[inside, 0]]
+        hit = ordered[at[same], 1] == asked[same, 1]
+        found[same[hit]] = order[at[same[hit]]]
+        open_rows = same[~hit]
+        at[open_rows] += 1
+    return found
+
+
+@final
+class TransferSet:
+    """Rows with a teacher's signals, opened for reading; make one with `TransferSet.open`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], shards: list[dict[str, Tensor]]) -> None:
+        self.folder = folder
+        self.task = Task.from_json(manifest["task"])
+        self.signals: dict[str, dict[str, Any]] = manifest["signals"]
+        self.fingerprint: dict[str, str] = manifest["fingerprint"]
+        self.teacher: str = manifest["teacher"]
+        self.views: int = manifest["views"]["count"]
+        self.view_spec: dict[str, Any] = manifest["views"]["spec"]
+        self.keys: Keys = np.concatenate([shard[KEYS].numpy() for shard in shards])
+        self.fold = np.concatenate([shard[FOLD].numpy() for shard in shards])
+        self._starts = np.cumsum([0] + [len(shard[KEYS]) for shard in shards])
+        self._mapped = shards
+        self._in_memory: dict[str, Tensor] = {}
+
+    @staticmethod
+    def open(folder: str | Path, *, verify: bool = True) -> TransferSet:
+        """Open a complete transfer set; `verify` reads every shard once to check its hash."""
+        folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            if (folder / PLAN).exists():
+                raise TransferSetError(f"{folder} is not complete: its teaching stopped. Run the same command again to go on", code="U026")
+            raise TransferSetError(f"no transfer set at {folder}: there is no {MANIFEST}", code="U026")
+        manifest = read_json(folder / MANIFEST)
+        shards = []
+        for entry in manifest["shards"]:
+            path = folder / entry["file"]
+            if not path.exists():
+                raise damaged(path, "it is gone")
+            shards.append(read_shard(path, expected=entry, verify=verify))
+        return TransferSet(folder, manifest, shards)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def positions(self, keys: Keys) -> Positions:
+        """Where these rows are, int64 [rows]; TransferSetError when one is missing."""
+        found = find_keys(self.keys, keys)
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            raise TransferSetError(
+                f"{len(keys):,} rows, {len(keys) - len(missing):,} in the transfer set {self.folder}; {len(missing):,} missing "
+                f"(first: row {missing[0]}). Run `understudy teach` again on these rows: only the missing ones are asked",
+                code="U020",
+            )
+        return found
+
+    def gather(self, signal: str, positions: Positions) -> Tensor:
+        """A signal of these rows as float32 [rows, ...], with a second axis of views where there are several."""
+        if signal not in self.signals:
+            raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, self.signals)}", code="U027")
+        if signal not in self._in_memory and self._fits(signal):
+            self._in_memory[signal] = torch.cat([shard[signal] for shard in self._mapped])
+        index = torch.from_numpy(np.ascontiguousarray(positions))
+        if signal in self._in_memory:
+            return self._in_memory[signal].index_select(0, index).float()
+        shape = self._mapped[0][signal].shape[1:]
+        out = torch.empty((len(positions), *shape), dtype=torch.float32)
+        shard_of = np.searchsorted(self._starts, positions, side="right") - 1
+        for number in np.unique(shard_of):
+            rows = torch.from_numpy(np.flatnonzero(shard_of == number))
+            out[rows] = self._mapped[number][signal].index_select(0, index[rows] - int(self._starts[number])).float()
+        return out
+
+    def _fits(self, signal: str) -> bool:
+        size = sum(shard[signal].numel() * shard[signal].element_size() for shard in self._mapped)
+        return bool(size < psutil.virtual_memory().available / 4)

@@ -1,0 +1,186 @@
+"""What a student does to its encoded inputs before its own layers: part of the graph, so that no caller can forget it.
+
+Every module here is fitted once on the encoded training rows, holds what it learned in buffers, has no control flow that
+depends on data (it exports to ONNX as it stands) and takes any number of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from understudy.data.rows import Kind
+
+LIMIT = 10.0
+"""Standardised values are cut at this many standard deviations: one absurd cell must not drown its row."""
+
+
+@final
+class TablePreprocessing(nn.Module):
+    """Encoded table [rows, columns] -> float32 features [rows, len(self.features)].
+
+    Numbers: missing becomes the training median, then standardised when `scale`; a column that had a missing value in
+    training also gives a 0/1 indicator. Categories: one column per level; missing and unknown are all zeros.
+    `columns` are those of a TableEncoding's JSON: {"name", "type": "number" | "category", "levels": [...]};
+    `statistics` has median, mean and std of each number column in turn; `absent` the columns with missing cells.
+    """
+
+    def __init__(self, columns: list[dict[str, Any]], statistics: list[dict[str, float]], absent: list[int], *, scale: bool) -> None:
+        super().__init__()
+        numbers = [index for index, column in enumerate(columns) if column["type"] == "number"]
+        levels = [(index, code) for index, column in enumerate(columns) if column["type"] != "number" for code in range(len(column["levels"]))]
+        self.spec = {"kind": "table", "columns": columns, "statistics": statistics, "absent": absent, "scale": scale}
+        self.scale = scale
+        self.identity = not scale and not absent and len(numbers) == len(columns)
+        self.features = [
+            *(str(columns[index]["name"]) for index in numbers),
+            *(f"{columns[index]['name']} (missing)" for index in absent),
+            *(f"{columns[index]['name']}={columns[index]['levels'][code]}" for index, code in levels),
+        ]
+        self._has = {"numbers": bool(numbers), "absent": bool(absent), "levels": bool(levels)}
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.int64))
+        self.register_buffer("median", torch.tensor([one["median"] for one in statistics], dtype=torch.float32))
+        self.register_buffer("mean", torch.tensor([one["mean"] for one in statistics], dtype=torch.float32))
+        self.register_buffer("std", torch.tensor([one["std"] for one in statistics], dtype=torch.float32))
+        self.register_buffer("absent", torch.tensor(absent, dtype=torch.int64))
+        self.register_buffer("level_columns", torch.tensor([index for index, _ in levels], dtype=torch.int64))
+        self.register_buffer("level_codes", torch.tensor([code for _, code in levels], dtype=torch.float32))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        if self.identity:
+            return encoded
+        parts = []
+        if self._has["numbers"]:
+            cells = encoded.index_select(1, self.numbers)
+            cells = torch.where(torch.isnan(cells), self.median, cells)
+            parts.append(_standardise(cells, self.mean, self.std) if self.scale else cells)
+        if self._has["absent"]:
+            parts.append(torch.isnan(encoded.index_select(1, self.absent)).to(torch.float32))
+        if self._has["levels"]:
+            # a missing (NaN) or unknown (-1) code equals no level
+            parts.append((encoded.index_select(1, self.level_columns) == self.level_codes).to(torch.float32))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@final
+class ArrayPreprocessing(nn.Module):
+    """Encoded array [rows, ...] -> float32, each position standardised by `mean` and `std` if given, flat if `flatten`."""
+
+    def __init__(self, shape: list[int], mean: list[float] | None = None, std: list[float] | None = None, *, flatten: bool) -> None:
+        super().__init__()
+        self.scale, self.flatten = mean is not None, flatten
+        self.features = [f"x{index}" for index in range(math.prod(shape))]
+        self.spec = {"kind": "array", "shape": shape, "mean": mean, "std": std, "flatten": flatten}
+        if mean is not None:
+            self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(shape))
+            self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(shape))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        values = encoded.to(torch.float32)
+        if self.scale:
+            values = _standardise(values, self.mean, self.std)
+        return values.flatten(1) if self.flatten else values
+
+
+@final
+class ImagePreprocessing(nn.Module):
+    """Encoded images uint8 [rows, height, width, channels] -> float32 [rows, channels, height, width], or flat.
+
+    `mean` and `std` have one value per channel, in units of 0 to 255.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], *, flatten: bool = False, size: list[int] | None = None) -> None:
+        super().__init__()
+        self.flatten = flatten
+        height, width = size or (0, 0)
+        self.features = [f"pixel {y},{x},{c}" for c in range(len(mean)) for y in range(height) for x in range(width)] if flatten else []
+        self.spec = {"kind": "image", "mean": mean, "std": std, "flatten": flatten, "size": size}
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        values = (encoded.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        return values.flatten(1) if self.flatten else values
+
+
+@final
+class Rescale(nn.Module):
+    """Network outputs around 0 and 1 -> values in the label's own unit: outputs * std + mean."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(float(mean)))
+        self.register_buffer("std", torch.tensor(float(std) or 1.0))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return outputs * self.std + self.mean
+
+
+def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encoding: Any, *, scale: bool, flatten: bool) -> nn.Module:
+    """The preprocessing for encoded training rows of one kind; `encoding` is a table's TableEncoding, else None."""
+    rows = encoded.numpy() if isinstance(encoded, Tensor) else encoded
+    if kind == "table":
+        columns = encoding.to_json()["columns"]
+        numbers = [index for index, column in enumerate(columns) if column["type"] == "number"]
+        absent = [index for index in numbers if np.isnan(rows[:, index]).any()]
+        return TablePreprocessing(columns, [_statistics(rows[:, index]) for index in numbers], absent, scale=scale)
+    if kind == "array":
+        shape = list(rows.shape[1:])
+        if not scale:
+            return ArrayPreprocessing(shape, flatten=flatten)
+        std = rows.std(axis=0, dtype=np.float64).ravel()
+        mean = rows.mean(axis=0, dtype=np.float64).ravel()
+        return ArrayPreprocessing(shape, mean.tolist(), np.where(std > 0, std, 1.0).tolist(), flatten=flatten)
+    means, stds = _pixels(rows) if scale else ([0.0] * rows.shape[-1], [1.0] * rows.shape[-1])
+    return ImagePreprocessing(means, stds, flatten=flatten, size=list(rows.shape[1:3]))
+
+
+def from_spec(spec: dict[str, Any]) -> nn.Module:
+    """The preprocessing that a `spec` describes, as kept in JSON."""
+    build = {"table": TablePreprocessing, "array": ArrayPreprocessing, "image": ImagePreprocessing}[spec["kind"]]
+    return build(**{name: value for name, value in spec.items() if name != "kind"})
+
+
+def assemble(preprocessing: nn.Module, network: nn.Module, *, values: np.ndarray[Any, Any] | None = None) -> nn.Sequential:
+    """One module from encoded rows to answers; `values` are a regression's training labels, whose unit it will speak.
+
+    >>> assemble(nn.Identity(), nn.Linear(2, 1), values=np.array([[1.0], [3.0]]))[2].mean
+    tensor(2.)
+    """
+    parts = OrderedDict(preprocessing=preprocessing, network=network)
+    if values is not None:
+        known = values[np.isfinite(values)]
+        parts["rescale"] = Rescale(float(known.mean()), float(known.std())) if known.size else Rescale(0.0, 1.0)
+    return nn.Sequential(parts)
+
+
+def _standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return ((values - mean) / std).clamp(-LIMIT, LIMIT)
+
+
+def _statistics(cells: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Of the finite cells, median-filled as the student will see them."""
+    finite = cells[np.isfinite(cells)].astype(np.float64)
+    if not finite.size:
+        return {"median": 0.0, "mean": 0.0, "std": 1.0}
+    median = float(np.median(finite))
+    filled = np.where(np.isfinite(cells), cells, median).astype(np.float64)
+    return {"median": median, "mean": float(filled.mean()), "std": float(filled.std()) or 1.0}
+
+
+def _pixels(images: np.ndarray[Any, Any]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, read in pieces because the images may be a memory map."""
+    total = squares = np.zeros(images.shape[-1])
+    for start in range(0, len(images), 1024):
+        piece = images[start : start + 1024].reshape(-1, images.shape[-1]).astype(np.float64)
+        total = total + piece.sum(axis=0)
+        squares = squares + (piece**2).sum(axis=0)
+    pixels = images[..., 0].size
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0.0))
+    return mean.tolist(), np.where(std > 0, std, 1.0).tolist()

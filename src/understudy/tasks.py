@@ -1,0 +1,62 @@
+"""What a label means: the kind of task, its class names, and how labels are held in memory.
+
+| kind | labels | signal of a model |
+|---|---|---|
+| multiclass, binary | int64 [rows], an index into `classes`, -1 where missing | `logits` [rows, classes] |
+| multilabel | float32 [rows, classes] of 0 and 1, NaN where missing | `logits` [rows, classes], one sigmoid each |
+| regression | float32 [rows, 1], NaN where missing | `values` [rows, 1] in the label's own unit |
+
+Binary is two classes with two logits: softmax([0, z]) is sigmoid(z) at any temperature, so a single-logit teacher becomes
+two columns without loss. The positive class is the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+
+TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """The kind of answer, and the names of its columns in order."""
+
+    kind: TaskKind
+    classes: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for a row."""
+        return 1 if self.kind == "regression" else len(self.classes)
+
+    @property
+    def signal(self) -> Literal["logits", "values"]:
+        """The signal that a model of this task gives."""
+        return "values" if self.kind == "regression" else "logits"
+
+    @property
+    def metric(self) -> str:
+        """The headline metric; larger is better for every task."""
+        return {"multiclass": "accuracy", "binary": "accuracy", "multilabel": "macro_f1", "regression": "r2"}[self.kind]
+
+    @property
+    def single_label(self) -> bool:
+        """Whether a row has exactly one class."""
+        return self.kind in ("multiclass", "binary")
+
+    def labelled(self, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows have a label, bool [rows]."""
+        if self.single_label:
+            return np.asarray(labels >= 0)
+        return np.asarray(~np.isnan(labels).any(axis=1))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "classes": list(self.classes)}
+
+    @staticmethod
+    def from_json(said: dict[str, Any]) -> Task:
+        return Task(said["kind"], tuple(said["classes"]))

@@ -1,0 +1,429 @@
+"""Teachers: anything that maps raw inputs to signals, and the public checks that any teacher must pass.
+
+A teacher owns its preprocessing; it gives the same answer whatever else is in the batch, leaves no gradient behind and
+comes back as it was. Adding one: write the four members of `Teacher` and run `check_teacher` on it. How a teacher's
+columns are matched with the data's classes is in understudy.answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from understudy.answers import Output, as_tensor, looks_like, to_logits
+from understudy.errors import Problem, TeacherError, did_you_mean
+from understudy.signals import LOGITS, Signals
+from understudy.tasks import Task
+
+
+class Teacher(Protocol):
+    """Anything that maps inputs to signals.
+
+    `classes` are its own names in its own order, None when it has none. `inputs` is a slice of `Rows.inputs`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+
+    def signals(self, inputs: Any) -> Signals:
+        """`logits` [rows, classes] or `values` [rows, 1], float32 on the CPU."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Named parts that decide its answers: weights, code, preprocessing, versions."""
+        ...
+
+    def parameters(self) -> int | None:
+        """How many numbers it has learned, None when it cannot be known."""
+        ...
+
+
+@runtime_checkable
+class Refittable(Protocol):
+    """A teacher that can be fitted again on part of the rows, for out-of-fold answers."""
+
+    @property
+    def self_scoring(self) -> bool:
+        """Whether it remembers its training rows so well that asking it about them says nothing."""
+        ...
+
+    def refit(self, inputs: Any, labels: np.ndarray[Any, Any]) -> Teacher:
+        """A fresh copy fitted on these rows; `labels` follow understudy.tasks with the teacher's own column indices."""
+        ...
+
+
+def take(inputs: Any, positions: Any) -> Any:
+    """These rows of a DataFrame or an array."""
+    return inputs.iloc[positions] if "DataFrame" in type(inputs).__name__ else inputs[positions]
+
+
+def digest(*parts: bytes) -> str:
+    """A short content hash, for fingerprints."""
+    seen = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        seen.update(len(part).to_bytes(8, "little"))
+        seen.update(part)
+    return seen.hexdigest()
+
+
+def digest_module(module: nn.Module) -> str:
+    """The content hash of a module's parameters and buffers, names included."""
+    state = module.state_dict()
+    return digest(*(part for name in sorted(state) for part in (name.encode(), _raw(state[name]))))
+
+
+def _raw(tensor: Any) -> bytes:
+    if not isinstance(tensor, Tensor):
+        return repr(tensor).encode()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
+
+
+@final
+class Answers:
+    """Turns what a model gives into a signal; decides `auto` once, on the first answers it sees, and keeps to it."""
+
+    def __init__(self, output: Output, task: Task) -> None:
+        self.declared = output
+        self.task = task
+        self._settled: Output | None = None if output == "auto" else output
+
+    def signal(self, given: Any) -> Signals:
+        """The signal of this task in what the model gave (tensor, array or a dictionary with one)."""
+        answers = as_tensor(given)
+        if self._settled is None:
+            self._settled = looks_like(answers, self.task)
+        return {self.task.signal: to_logits(answers, self._settled, self.task)}
+
+
+@final
+class TorchTeacher:
+    """A torch module behind its own preparation: evaluation mode, no gradient, everything put back afterwards."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        task: Task,
+        classes: Sequence[str] | None,
+        prepare: Callable[[Any], Tensor],
+        output: Output = "logits",
+        name: str = "torch",
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        preparation: str = "",
+    ) -> None:
+        self.module = module if device is None else module.to(device)
+        self.name = name
+        self.classes = None if classes is None else tuple(classes)
+        self.task = task
+        self._prepare = prepare
+        self._answers = Answers(output, task)
+        self._batch_size = batch_size
+        self._preparation = preparation or repr(prepare) if isinstance(prepare, nn.Module) else preparation
+
+    def signals(self, inputs: Any) -> Signals:
+        first = next(self.module.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+        said = []
+        with evaluating(self.module), torch.inference_mode():
+            for start in range(0, max(len(inputs), 1), self._batch_size):
+                prepared = self._prepare(take(inputs, slice(start, start + self._batch_size)))
+                said.append(as_tensor(self.module(prepared.to(device))))
+        return {name: value.clone() for name, value in self._answers.signal(torch.cat(said)).items()}
+
+    def fingerprint(self) -> dict[str, str]:
+        first = next(self.module.parameters(), None)
+        return {
+            "weights": digest_module(self.module),
+            "architecture": digest(repr(self.module).encode()),
+            "preparation": self._preparation,
+            "output": self._answers.declared,
+            "dtype": "none" if first is None else str(first.dtype).removeprefix("torch."),
+            "torch": torch.__version__.split("+")[0],
+        }
+
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; each submodule's mode and each requires_grad as before outside."""
+    modes = [(part, part.training) for part in module.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+
+
+@final
+class CallableTeacher:
+    """A function from raw inputs to an array, a tensor or a dictionary with `logits`, `probabilities` or `values`."""
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        task: Task,
+        classes: Sequence[str] | None = None,
+        output: Output = "auto",
+        name: str = "callable",
+        source: str = "",
+    ) -> None:
+        self.name = name
+        self.classes = None if classes is None else tuple(classes)
+        self._function = function
+        self._answers = Answers(output, task)
+        self._source = source
+
+    def signals(self, inputs: Any) -> Signals:
+        given = self._function(inputs)
+        said = self._answers.signal(given)
+        got = len(next(iter(said.values())))
+        if got != len(inputs):
+            raise TeacherError(f"{self.name} gave {got:,} answers for {len(inputs):,} rows; it must give one per row, in order", code="U016")
+        return said
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"name": self.name, "code": self._source, "output": self._answers.declared, "python": platform.python_version()}
+
+    def parameters(self) -> None:
+        return None
+
+
+@final
+class Ensemble:
+    """Several teachers as one: the mean of their probabilities, or of their values; columns follow the first member's names."""
+
+    def __init__(self, members: Sequence[Teacher], *, task: Task) -> None:
+        if not members:
+            raise TeacherError("an ensemble needs at least one member", code="U010")
+        self.members = tuple(members)
+        self.task = task
+        self.name = "ensemble of " + ", ".join(member.name for member in members)
+        self.classes = members[0].classes
+        self._orders = [_order_of(member, members[0], number) for number, member in enumerate(members)]
+
+    def signals(self, inputs: Any) -> Signals:
+        said = []
+        for member, order in zip(self.members, self._orders, strict=True):
+            answer = member.signals(inputs)[self.task.signal]
+            said.append(answer if order is None else answer[:, order])
+        if len({answer.shape for answer in said}) != 1:
+            raise TeacherError(f"the ensemble's members give different shapes: {[tuple(a.shape) for a in said]}; name their classes", code="U010")
+        return {self.task.signal: mean_answer(torch.stack(said), self.task)}
+
+    def fingerprint(self) -> dict[str, str]:
+        return {
+            f"member {number} {part}": value
+            for number, member in enumerate(self.members)
+            for part, value in member.fingerprint().items()
+        }
+
+    def parameters(self) -> int | None:
+        counts = [member.parameters() for member in self.members]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+
+def mean_answer(said: Tensor, task: Task) -> Tensor:
+    """The mean answer of [members, rows, columns]: values are averaged, logits as probabilities, given back as logits."""
+    if task.kind == "regression":
+        return said.mean(dim=0)
+    if task.kind == "multilabel":
+        return said.double().sigmoid().mean(dim=0).clamp(1e-7, 1 - 1e-7).logit().float()
+    return (said.double().log_softmax(dim=-1).logsumexp(dim=0) - float(np.log(len(said)))).float()
+
+
+def _order_of(member: Teacher, first: Teacher, number: int) -> list[int] | None:
+    if member is first or member.classes is None or first.classes is None or member.classes == first.classes:
+        return None
+    lacking = [name for name in first.classes if name not in member.classes]
+    if lacking:
+        raise TeacherError(
+            f"ensemble member {number} ({member.name}) has no class {lacking[0]!r}; {did_you_mean(lacking[0], member.classes)}", code="U010"
+        )
+    return [member.classes.index(name) for name in first.classes]
+
+
+@final
+class Matched:
+    """A teacher whose columns are put in the data's order; dropping columns of logits renormalises the rest."""
+
+    def __init__(self, teacher: Teacher, order: Sequence[int], *, task: Task) -> None:
+        self.teacher = teacher
+        self.task = task
+        self.order = tuple(order)
+        self.name = teacher.name
+        self.classes = task.classes or None
+
+    def signals(self, inputs: Any) -> Signals:
+        said = self.teacher.signals(inputs)
+        return {name: value[:, list(self.order)] if name == LOGITS else value for name, value in said.items()}
+
+    def fingerprint(self) -> dict[str, str]:
+        return self.teacher.fingerprint() | {"columns": ",".join(map(str, self.order))}
+
+    def parameters(self) -> int | None:
+        return self.teacher.parameters()
+
+    @property
+    def self_scoring(self) -> bool:
+        return isinstance(self.teacher, Refittable) and self.teacher.self_scoring
+
+    def refit(self, inputs: Any, labels: np.ndarray[Any, Any]) -> Matched:
+        if not isinstance(self.teacher, Refittable):
+            raise TeacherError(f"{self.name} cannot be fitted again; set teaching.out_of_fold = 0", code="U018")
+        own = labels
+        if self.task.single_label:
+            own = np.asarray(self.order)[labels]
+        elif self.task.kind == "multilabel":
+            own = labels[:, np.argsort(self.order)]
+        return Matched(self.teacher.refit(inputs, own), self.order, task=self.task)
+
+
+@final
+class FakeTeacher:
+    """A deterministic teacher for tests: a fixed random projection of the content of each row."""
+
+    def __init__(self, task: Task, seed: int = 0) -> None:
+        self.task = task
+        self.seed = seed
+        self.name = "fake"
+        self.classes = task.classes or None
+        self.rows_asked = 0
+
+    def signals(self, inputs: Any) -> Signals:
+        self.rows_asked += len(inputs)
+        columns = list(inputs.columns) if "DataFrame" in type(inputs).__name__ else None
+        if columns is None:
+            flat = np.asarray(inputs).reshape(len(inputs), -1).astype(np.float64)
+            flat = flat / 255 if np.asarray(inputs).dtype == np.uint8 else flat
+        else:
+            flat = np.stack([_numbers(inputs[column]) for column in columns], axis=1)
+        weights = np.random.default_rng(self.seed).normal(size=(flat.shape[1], self.task.outputs))
+        said = np.einsum("rc,co->ro", np.arcsinh(np.nan_to_num(flat)), weights)
+        return {self.task.signal: torch.from_numpy(said.astype(np.float32))}
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"seed": str(self.seed), "classes": ",".join(self.task.classes)}
+
+    def parameters(self) -> int:
+        return 0
+
+
+def _numbers(column: Any) -> np.ndarray[Any, Any]:
+    if column.dtype.kind in "ifub":
+        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    return np.array([int.from_bytes(hashlib.blake2b(str(cell).encode(), digest_size=2).digest(), "little") / 65536 for cell in column])
+
+
+def check_teacher(teacher: Teacher, inputs: Any) -> list[Problem]:
+    """What is wrong with a teacher, found by asking it a few rows in several ways; empty when it keeps the contract.
+
+    Finite, deterministic, independent of the batch, without gradient, and (torch) unchanged weights, buffers and mode.
+    """
+    modules = _modules(teacher)
+    before = [(digest_module(module), [part.training for part in module.modules()]) for module in modules]
+    training_seen: list[str] = []
+    hooks = [
+        part.register_forward_pre_hook(_watch(name, training_seen)) for module in modules for name, part in module.named_modules()
+    ]
+    try:
+        problems = _check_answers(teacher, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if training_seen:
+        problems.append(Problem("U019", f"{teacher.name} runs in training mode ({training_seen[0] or 'the module'}); call its eval()"))
+    for module, (weights, modes) in zip(modules, before, strict=True):
+        if digest_module(module) != weights:
+            problems.append(Problem("U019", f"asking {teacher.name} changes its own weights or buffers (BatchNorm in training mode?)"))
+        if [part.training for part in module.modules()] != modes:
+            problems.append(Problem("U019", f"asking {teacher.name} changes its training mode and does not put it back"))
+        if any(parameter.grad is not None for parameter in module.parameters()):
+            problems.append(Problem("U018", f"{teacher.name} leaves gradients on its parameters; run it under torch.inference_mode()"))
+    return problems
+
+
+def _check_answers(teacher: Teacher, inputs: Any) -> list[Problem]:
+    rows = len(inputs)
+    whole = teacher.signals(inputs)
+    problems = []
+    for name, value in whole.items():
+        if value.requires_grad:
+            problems.append(Problem("U018", f"{teacher.name} gives {name} that require a gradient; run it under torch.inference_mode()"))
+        bad = ~value.detach().isfinite().flatten(1).all(dim=1)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            problems.append(Problem("U006", f"{int(bad.sum()):,} of {rows:,} teacher rows are NaN or infinite (first: row {first})"))
+    whole = {name: value.detach() for name, value in whole.items()}
+    if problems:
+        return problems
+    again = teacher.signals(inputs)
+    apart = difference(whole, again)
+    if apart > 1:
+        problems.append(Problem("U008", f"{teacher.name} answers the same rows differently when asked twice (dropout left on, or random?)"))
+        return problems
+    half = max(rows // 2, 1)
+    parts = [slice(0, half), slice(half, rows)] if rows > 1 else []
+    parts += [slice(row, row + 1) for row in range(min(rows, 3))]
+    for part in parts:
+        said = teacher.signals(take(inputs, part))
+        if difference({name: value[part] for name, value in whole.items()}, said) > 1:
+            problems.append(Problem("U009", f"{teacher.name}'s answer for a row depends on what else is in the batch (BatchNorm in training mode?)"))
+            break
+    return problems
+
+
+def difference(first: Signals, second: Signals, *, tolerance: float = 1e-3) -> float:
+    """The largest difference between two sets of signals, in units of the tolerance (relative and absolute).
+
+    Logits are compared as log-probabilities no lower than -10, below which rounding of probabilities speaks.
+    """
+    worst = 0.0
+    for name, value in first.items():
+        a, b = (_comparable(name, side.detach().double()) for side in (value, second[name]))
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel():
+            worst = max(worst, float(((a - b).abs() / (tolerance * (1 + a.abs()))).max()))
+    return worst
+
+
+def _comparable(name: str, value: Tensor) -> Tensor:
+    return value.log_softmax(dim=-1).clamp(min=-10) if name == LOGITS and value.shape[-1] > 1 else value
+
+
+def _watch(name: str, seen: list[str]) -> Callable[[nn.Module, Any], None]:
+    def hook(module: nn.Module, given: Any) -> None:
+        if module.training:
+            seen.append(name)
+
+    return hook
+
+
+def _modules(teacher: Any) -> list[nn.Module]:
+    if isinstance(teacher, TorchTeacher):
+        return [teacher.module]
+    if isinstance(teacher, Matched):
+        return _modules(teacher.teacher)
+    if isinstance(teacher, Ensemble):
+        return [module for member in teacher.members for module in _modules(member)]
+    return []

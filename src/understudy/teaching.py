@@ -1,0 +1,231 @@
+"""Teaching: the teacher is asked once about each row, and what it says is stored as a transfer set.
+
+Rows are asked in the order of their content keys, equal rows once, so that the same rows give the same files byte for
+byte. A run that was stopped goes on where it stopped; new rows are the only ones asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from understudy.data.rows import Rows
+from understudy.errors import TeacherError, TransferSetError
+from understudy.signals import Signals
+from understudy.store.transfer_set import TransferSet, find_keys
+from understudy.store.writing import TransferWriter
+from understudy.tasks import Task
+from understudy.teachers import Refittable, Teacher, difference, digest, take
+
+Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+_TOLERANCE = {"float32": 2e-3, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+@final
+@dataclass(frozen=True)
+class OutOfFold:
+    """Answers to training rows by teachers that had not seen them; `fold` int8 [rows] is -1 where the teacher itself spoke.
+
+    `description` enters the transfer set's fingerprint: other rows or labels make other fold teachers.
+    """
+
+    keys: np.ndarray[Any, np.dtype[np.int64]]
+    signals: Signals
+    fold: np.ndarray[Any, np.dtype[np.int8]]
+    description: str
+
+
+def teach(
+    teacher: Teacher,
+    rows: Rows,
+    to: str | Path,
+    *,
+    task: Task,
+    batch_size: int = 256,
+    dtype: Any = "float32",
+    shard_rows: int = 8192,
+    views: int = 1,
+    augment: Augment | None = None,
+    view_spec: dict[str, Any] | None = None,
+    folds: OutOfFold | None = None,
+    progress: bool = True,
+) -> TransferSet:
+    """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
+
+    `augment(inputs, keys, view)` makes views 1 and on; view 0 is the plain row. Answers that are NaN or infinite are
+    refused with the rows' names after all rows were asked; the good shards stay.
+    """
+    if views > 1 and (augment is None or folds is not None):
+        raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
+    fingerprint = dict(teacher.fingerprint())
+    if folds is not None:
+        fingerprint["out of fold"] = folds.description
+    spec = {"task": task, "teacher": teacher.name, "fingerprint": fingerprint, "dtype": dtype, "views": views, "view_spec": view_spec}
+    bad: list[int] = []
+    with TransferWriter(Path(to), **spec) as writer:
+        asked = _missing(rows.keys, writer.keys)
+        with _progress(len(asked), progress, teacher.name) as advance:
+            for start in range(0, len(asked), shard_rows):
+                chunk = asked[start : start + shard_rows]
+                said = _ask(teacher, rows, chunk, task, batch_size, views, augment, advance)
+                fold = np.full(len(chunk), -1, dtype=np.int8)
+                if folds is not None:
+                    said, fold = _replace(said, rows.keys[chunk], folds)
+                wrong = _not_finite(said, writer.dtype)
+                bad.extend(chunk[wrong].tolist())
+                if not wrong.any():
+                    writer.write(rows.keys[chunk], fold, said)
+        if bad:
+            raise TeacherError(
+                f"{len(bad):,} of {len(asked):,} teacher rows are NaN or infinite as {dtype} (first: {rows.name(min(bad))}). "
+                "Find out why before teaching: a student would learn it",
+                code="U006",
+            )
+        writer.finish()
+    return TransferSet.open(to, verify=False)
+
+
+def _missing(keys: Integers, there: Integers) -> Integers:
+    """Positions of the rows to ask, in the order of their keys, equal keys once."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    order = order[first]
+    return np.asarray(order[find_keys(there, keys[order]) < 0])
+
+
+def _ask(
+    teacher: Teacher, rows: Rows, chunk: Integers, task: Task, batch_size: int, views: int, augment: Augment | None, advance: Callable[[int], None]
+) -> Signals:
+    said: dict[str, list[Tensor]] = {}
+    for start in range(0, len(chunk), batch_size):
+        positions = chunk[start : start + batch_size]
+        inputs = take(rows.inputs, positions)
+        answers = [_answer(teacher, inputs, task)]
+        if augment is not None:
+            answers += [_answer(teacher, augment(inputs, rows.keys[positions], view), task) for view in range(1, views)]
+        for name in answers[0]:
+            said.setdefault(name, []).append(answers[0][name] if views == 1 else torch.stack([answer[name] for answer in answers], dim=1))
+        advance(len(positions))
+    return {name: torch.cat(parts) for name, parts in said.items()}
+
+
+def _answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
+    said = {name: value.detach().float().cpu() for name, value in teacher.signals(inputs).items()}
+    shape = tuple(said[task.signal].shape) if task.signal in said else None
+    if shape != (len(inputs), task.outputs):
+        raise TeacherError(
+            f"{teacher.name} answers {task.signal} of shape {shape} for {len(inputs)} rows, the task needs {(len(inputs), task.outputs)}; "
+            "match its classes with the data's first (teacher.classes)",
+            code="U010",
+        )
+    return said
+
+
+def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, np.ndarray[Any, np.dtype[np.int8]]]:
+    found = find_keys(folds.keys, keys)
+    known = torch.from_numpy(found >= 0)
+    replaced = {}
+    for name, value in said.items():
+        value = value.clone()
+        value[known] = folds.signals[name][torch.from_numpy(found[found >= 0])]
+        replaced[name] = value
+    return replaced, np.where(found >= 0, folds.fold[found], -1).astype(np.int8)
+
+
+def _not_finite(said: Signals, dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.asarray(torch.stack([~value.to(dtype).isfinite().flatten(1).all(dim=1) for value in said.values()]).any(dim=0).numpy())
+
+
+@contextmanager
+def _progress(total: int, wanted: bool, name: str) -> Iterator[Callable[[int], None]]:
+    if not (wanted and total and sys.stderr.isatty()):
+        yield lambda rows: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(f"asking {name}", total=total)
+        yield lambda rows: bar.advance(line, rows)
+
+
+def reask(teacher: Teacher, rows: Rows, transfer_set: TransferSet, *, n: int = 16, seed: int = 0) -> None:
+    """Ask a live teacher again about a few random rows; TransferSetError when it says something else than what is stored."""
+    positions = transfer_set.positions(rows.keys)
+    own = np.flatnonzero(transfer_set.fold[positions] == -1)
+    if not len(own):
+        return
+    chosen = np.sort(np.random.default_rng(seed).choice(own, size=min(n, len(own)), replace=False))
+    now = teacher.signals(take(rows.inputs, chosen))
+    for name, said in transfer_set.signals.items():
+        stored = transfer_set.gather(name, positions[chosen])
+        stored = stored[:, 0] if transfer_set.views > 1 else stored
+        tolerance = _TOLERANCE[said["dtype"]]
+        for row, position in enumerate(chosen):
+            if difference({name: stored[row : row + 1]}, {name: now[name][row : row + 1]}, tolerance=tolerance) > 1:
+                raise TransferSetError(
+                    f"the teacher no longer says what is stored in {transfer_set.folder}: {rows.name(int(position))} has {name} "
+                    f"{_shown(stored[row])} there, {_shown(now[name][row])} now. Teach again into another folder",
+                    code="U022",
+                )
+
+
+def _shown(values: Tensor) -> str:
+    return "[" + ", ".join(f"{float(value):.4g}" for value in values[:4]) + (", ...]" if len(values) > 4 else "]")
+
+
+def out_of_fold(teacher: Teacher, rows: Rows, *, task: Task, folds: int = 5, seed: int = 0, batch_size: int = 4096) -> OutOfFold:
+    """Each training row answered by a copy of the teacher fitted on the other folds; rows without a label by the teacher itself.
+
+    An estimator that remembers its rows says their labels back, which teaches nothing (Wolpert 1992, stacked
+    generalization). Equal rows share a fold, classes are spread evenly.
+    """
+    if not isinstance(teacher, Refittable) or rows.labels is None:
+        raise TeacherError(f"out-of-fold answers need an estimator that can be fitted again and labelled rows; {teacher.name} has not both", code="U018")
+    labelled = task.labelled(rows.labels)
+    fold = assign_folds(rows.keys, rows.labels, labelled, task, folds=folds, seed=seed)
+    answers = torch.zeros(len(rows), task.outputs)
+    for number in range(-1, folds):
+        inside = np.flatnonzero(fold == number)
+        if not len(inside):
+            continue
+        speaker: Teacher = teacher
+        if number >= 0:
+            others = np.flatnonzero((fold != number) & (fold >= 0))
+            speaker = teacher.refit(take(rows.inputs, others), rows.labels[others])
+        for start in range(0, len(inside), batch_size):
+            positions = inside[start : start + batch_size]
+            answers[torch.from_numpy(positions)] = _answer(speaker, take(rows.inputs, positions), task)[task.signal]
+    order = np.lexsort((rows.keys[:, 1], rows.keys[:, 0]))
+    seen = digest(rows.keys[order].tobytes(), np.ascontiguousarray(rows.labels[order]).tobytes())
+    return OutOfFold(rows.keys, {task.signal: answers}, fold, f"{folds} folds, seed {seed}, rows {seen}")
+
+
+def assign_folds(
+    keys: Integers, labels: np.ndarray[Any, Any], labelled: np.ndarray[Any, Any], task: Task, *, folds: int, seed: int
+) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """A fold for each row, -1 without a label: decided by key (equal rows together), spread evenly within each class."""
+    if folds < 2 or labelled.sum() < folds:
+        raise TeacherError(f"{folds} folds need at least 2 folds and as many labelled rows; there are {int(labelled.sum())}", code="U018")
+    mixed = (keys[:, 0] ^ keys[:, 1]) * np.int64(6364136223846793005 | 1) ^ np.int64(seed * 2862933555777941757 % 2**62)
+    strata = labels.astype(np.int64) if task.single_label else np.zeros(len(keys), dtype=np.int64)
+    fold = np.full(len(keys), -1, dtype=np.int8)
+    rows = np.flatnonzero(labelled)
+    # The first row of each key decides for all rows with that key.
+    _, first, same = np.unique(keys[rows], axis=0, return_index=True, return_inverse=True)
+    leaders = rows[first]
+    order = leaders[np.lexsort((mixed[leaders], strata[leaders]))]
+    fold[order] = np.arange(len(order)) % folds
+    fold[rows] = fold[leaders][same.reshape(-1)]
+    return fold

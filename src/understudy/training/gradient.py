@@ -1,0 +1,289 @@
+"""Training a network by gradient steps: one loop, read from top to bottom, resumed exactly where it stopped.
+
+The student and its control go through the same call; only their objective and their teacher's signals differ. The
+loop never waits for the device except when it writes a line of metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from understudy.errors import InputError
+from understudy.objectives import Objective
+from understudy.recipe import OptimizerSection
+from understudy.signals import Batch, Signals
+from understudy.students.student import device_of, evaluating, load_weights
+from understudy.tasks import Task
+from understudy.training._checkpoint import WEIGHTS, Checkpoints, shape_digest
+from understudy.training._journal import Journal
+from understudy.training._live import Live, Position, copied
+from understudy.training._schedule import generator, progress_of, rate_factor, row_order, steps_of
+
+LOG_EVERY = 50
+"""Fewest optimizer steps between two lines of metrics within an epoch."""
+
+Validate = Callable[[nn.Module], dict[str, float]]
+Augment = Callable[[Tensor, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class TrainingSet:
+    """Encoded rows, aligned with their labels and what the teacher said of them.
+
+    `inputs` [rows, ...] is what the network reads; `labels` follow understudy.tasks; `labelled` bool [rows], None when
+    all are. `teacher` holds [rows, ...], or [rows, views, ...] when there is more than one view; then
+    `augment(inputs, keys, view)` makes those views of a batch. A row shows its views in turn, one per epoch.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
+    labelled: Tensor | None
+    teacher: Signals
+    keys: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    views: int = 1
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, **self.teacher}
+        wrong = [f"{name} has {len(value)}" for name, value in said.items() if value is not None and len(value) != len(self)]
+        if wrong or not len(self):
+            raise InputError(f"a training set of {len(self)} rows: {'; '.join(wrong) or 'there is nothing to train on'}", code="U036")
+        if self.views > 1 and self.augment is not None and self.keys is None:
+            raise InputError("views of rows are made from their keys: give keys", code="U036")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, rows: Tensor, view: Tensor | None = None) -> Batch:
+        """The rows at these positions, int64 [batch], each in the given view, int64 [batch]: one gather per tensor."""
+        inputs = self.inputs.index_select(0, rows)
+        if view is None:
+            teacher = {name: said.index_select(0, rows) for name, said in self.teacher.items()}
+        else:
+            teacher = {name: said[rows, view] for name, said in self.teacher.items()}
+            if self.augment is not None and self.keys is not None:
+                inputs = self.augment(inputs, self.keys[rows.numpy()], view.numpy())
+        labels = None if self.labels is None else self.labels.index_select(0, rows)
+        return Batch(inputs, labels, None if self.labelled is None else self.labelled.index_select(0, rows), teacher)
+
+    def near(self, device: torch.device) -> TrainingSet:
+        """The same set in the device's memory where it fits in half of what is free and no view is made on the CPU."""
+        if device.type != "cuda" or (self.augment is not None and self.views > 1):
+            return self
+        tensors = [tensor for tensor in (self.inputs, self.labels, self.labelled, *self.teacher.values()) if tensor is not None]
+        if sum(tensor.nbytes for tensor in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher), device)
+        return replace(self, inputs=moved.inputs, labels=moved.labels, labelled=moved.labelled, teacher=moved.teacher)
+
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to; `history` has one entry per epoch, `best` the best one on validation."""
+
+    history: list[dict[str, float]]
+    epochs: int
+    steps: int
+    seconds: float
+    best: dict[str, float] | None
+
+
+def train(
+    module: nn.Module,
+    objective: Objective,
+    data: TrainingSet,
+    *,
+    task: Task,
+    options: OptimizerSection,
+    seed: int,
+    to: Path | None = None,
+    validate: Validate | None = None,
+    metric: str = "accuracy",
+    progress: bool = True,
+    name: str = "student",
+) -> Trained:
+    """Train `module` in place and leave its weights in `to`, complete when card.json is there.
+
+    `validate` sees the module in evaluation mode after every epoch; `metric` names the figure (larger is better) that
+    `patience` and `keep = "best"` go by. Killed at any moment, the same call goes on to the same weights, bit for bit
+    (under `max_time`, to the same budget). TrainingError U030 for a dead term, U031 for a loss that is not finite.
+    """
+    if validate is None and (options.keep == "best" or options.patience is not None):
+        raise InputError("train.keep = 'best' and train.patience choose by validation rows, and there are none", code="U037")
+    checkpoints = Checkpoints(to, _identity(module, objective, data, task, options, seed))
+    done = checkpoints.card()
+    if done is not None and to is not None:
+        load_weights(module, to / WEIGHTS)
+        return Trained(done["history"], done["epochs"], done["steps"], done["seconds"], done["best"])
+    home, device, modes = device_of(module), device_named(options.device), [(part, part.training) for part in module.modules()]
+    journal = Journal(to, name, bar=progress)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            live = Live(module.to(device), objective.to(device), options)
+            at = _loop(live, data.near(device), task, seed, checkpoints, journal, validate, metric)
+    finally:
+        journal.close()
+        module.to(home)
+        objective.to(home)
+        for part, training in modes:
+            part.training = training
+    trained = Trained(at.history, at.epoch, at.step, at.seconds, at.best)
+    checkpoints.finish(module, vars(trained))
+    return trained
+
+
+def _loop(
+    live: Live,
+    data: TrainingSet,
+    task: Task,
+    seed: int,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    validate: Validate | None,
+    metric: str,
+) -> Position:
+    """Every epoch, every step, from wherever a checkpoint left off."""
+    module, objective, options, device = live.module, live.objective, live.options, live.device
+    views = torch.randint(data.views, (len(data),), generator=generator(seed, -1)).to(data.inputs.device) if data.views > 1 else None
+    per_epoch = len(steps_of(torch.arange(len(data)), options.batch_size, options.accumulate))
+    log_every = max(LOG_EVERY, per_epoch // 20)
+
+    kept = checkpoints.load()
+    if kept is not None:
+        journal.weak = kept.pop("weak")
+        live.restore(kept)
+    at = live.at
+    journal.open(at.step, per_epoch * options.epochs)
+    if at.step == 0 and options.epochs:
+        _signal_test(live, data, task, seed, views)
+    before, started, logged = at.seconds, time.perf_counter(), at.step
+
+    module.train()
+    while not at.finished(options):
+        # the order depends on seed and epoch alone, so that a student and its control, or a resumed run, see the same rows
+        order = row_order(len(data), seed, at.epoch).to(data.inputs.device)
+        view = None if views is None else (views + at.epoch).remainder(data.views)
+        for batches in steps_of(order, options.batch_size, options.accumulate)[at.within :]:
+            lr = options.lr * rate_factor(progress_of(at.step, per_epoch, options, at.seconds), options)
+            for group in live.optimizer.param_groups:
+                group["lr"] = lr
+            rows_of_step = sum(map(len, batches))
+            for rows in batches:
+                batch = _moved(data.batch(rows, None if view is None else view[rows]), device)
+                with _precision(device, options.precision):
+                    answer = module(batch.inputs)
+                answer = answer.float()
+                total, terms = objective({task.signal: answer}, batch)
+                journal.note(at.step + 1, total, terms)
+                loss = total if len(batches) == 1 else total * (len(rows) / rows_of_step)
+                (loss if live.scaler is None else live.scaler.scale(loss)).backward()
+            live.step()
+
+            at.step, at.within, at.seconds = at.step + 1, at.within + 1, before + time.perf_counter() - started
+            said = {"step": at.step, "epoch": at.epoch + 1, "seconds": at.seconds}
+            if at.step - logged >= log_every:
+                logged = at.step
+                journal.write(said, shares=objective.shares(answer, batch), lr=lr)
+            if at.within < per_epoch and checkpoints.due(epoch_end=False):
+                journal.write(said, lr=lr)
+                checkpoints.save({**live.state(), "weak": journal.weak})
+            if options.max_time is not None and at.seconds >= options.max_time and at.epoch:
+                break
+
+        loss_now = journal.write(said, lr=lr)
+        figures = _validated(validate, live)
+        at.seconds = before + time.perf_counter() - started
+        live.end_epoch(loss_now, figures, metric)
+        journal.score(said, figures)
+        if checkpoints.due(epoch_end=True):
+            checkpoints.save({**live.state(), "weak": journal.weak})
+
+    chosen = live.best if options.keep == "best" and live.best is not None else live.average
+    if chosen is not None:
+        module.load_state_dict(chosen)
+    return at
+
+
+def device_named(said: str) -> torch.device:
+    """The device of an option; `auto` is what Accelerate finds."""
+    if said == "auto":
+        from accelerate import PartialState
+
+        return torch.device(PartialState().device)
+    try:
+        device = torch.device(said)
+    except RuntimeError:
+        raise InputError(f"train.device = {said!r}: say auto, cpu, cuda, cuda:1 or mps", code="U037") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"train.device = {said!r}: PyTorch finds no CUDA device here. Say auto or cpu", code="U037")
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+_PLAIN = contextlib.nullcontext()
+
+
+def _precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "no":
+        return _PLAIN
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    if batch.inputs.device == device:
+        return batch
+    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+    labelled = None if batch.labelled is None else batch.labelled.to(device, non_blocking=True)
+    teacher = {name: said.to(device, non_blocking=True) for name, said in batch.teacher.items()}
+    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher)
+
+
+def _validated(validate: Validate | None, live: Live) -> dict[str, float]:
+    """The figures of the weights that would be handed on."""
+    if validate is None:
+        return {}
+    with evaluating(live.module), torch.no_grad():
+        if live.average is None:
+            return {name: float(value) for name, value in validate(live.module).items()}
+        now = copied(live.module)
+        live.module.load_state_dict(live.average)
+        figures = {name: float(value) for name, value in validate(live.module).items()}
+        live.module.load_state_dict(now)
+        return figures
+
+
+def _signal_test(live: Live, data: TrainingSet, task: Task, seed: int, views: Tensor | None) -> None:
+    """Does every term move the student? Asked of the first batch, in evaluation mode: nothing is changed by asking."""
+    rows = row_order(len(data), seed, 0)[: live.options.batch_size].to(data.inputs.device)
+    batch = _moved(data.batch(rows, None if views is None else views[rows]), live.device)
+    with evaluating(live.module):
+        live.objective.signal_test(lambda given: {task.signal: live.module(given.inputs).float()}, batch, live.parameters)
+
+
+def _identity(
+    module: nn.Module, objective: Objective, data: TrainingSet, task: Task, options: OptimizerSection, seed: int
+) -> dict[str, Any]:
+    """What a training is made from, in plain values; a checkpoint goes on only with the same."""
+    content = hashlib.sha256(b"" if data.keys is None else np.ascontiguousarray(data.keys).tobytes())
+    content.update(b"" if data.labels is None else data.labels.numpy(force=True).tobytes())
+    return {
+        "options": options.model_dump(mode="json"),
+        "seed": seed,
+        "task": task.to_json(),
+        "objective": objective.formula(),
+        "network": shape_digest(module),
+        "rows": {"inputs": f"{list(data.inputs.shape)} {data.inputs.dtype}", "views": data.views, "content": content.hexdigest()[:16]},
+        "teacher": {name: f"{list(said.shape)} {said.dtype}" for name, said in data.teacher.items()},
+    }
