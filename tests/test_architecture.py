@@ -41,7 +41,7 @@ ROW = {
 """A module imports only from a smaller row."""
 
 DOORS = {"__init__", "__main__"}
-"""The public names and `python -m understudy`: they may import anything, and nothing imports them."""
+"""The public names and `python -m understudy`: they may import anything; the command line alone asks for the version."""
 
 SHAPES = {"data.rows", "students.student", "students.preprocessing"}
 """Modules that the siblings of a family may share although their names have no underscore."""
@@ -69,12 +69,11 @@ CORE = {
 """The dependencies of every installation; whatever else is imported is foreign and belongs into adapters/."""
 
 FOREIGN_OUTSIDE_ADAPTERS = {
-    ("exporting.onnx", "onnxmltools"),
     ("students.student", "skops"),
     ("students.trees", "lightgbm"),
-    ("training.gradient", "torch.utils.tensorboard"),
+    ("training._journal", "torch.utils.tensorboard"),
 }
-"""(module, package): the exceptions, each because the student itself, not a teacher, is made with that package."""
+"""(module, package): the exceptions, each because the student or its log, not a teacher, is made with that package."""
 
 HEAVY = {"accelerate", "lightgbm", "onnx", "onnxruntime", "pandas", "pyarrow", "scipy", "sklearn", "timm", "torch", "xgboost"}
 
@@ -89,20 +88,28 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def tree(path: Path) -> ast.Module:
+    """The parsed file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Full dotted names a file imports; `from a import b` gives `a.b` where that is a module of ours, else `a`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found: list[str] = []
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             assert node.module is not None
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield inner if inner.removeprefix("understudy.") in modules() else node.module
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"} and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value)
+                found.append(inner if inner.removeprefix("understudy.") in modules() else node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
+            found += [str(given.value) for given in node.args[:1] if isinstance(given, ast.Constant)]
+    return tuple(found)
 
 
 def edges() -> Iterator[tuple[str, str]]:
@@ -111,6 +118,8 @@ def edges() -> Iterator[tuple[str, str]]:
         if name in DOORS:
             continue
         for target in imported(path):
+            if (name, target) == ("cli", "understudy"):
+                continue
             if target == "understudy" or target.startswith("understudy."):
                 yield name, target.removeprefix("understudy").removeprefix(".") or "__init__"
 
@@ -154,7 +163,7 @@ def test_siblings_share_only_private_or_shape_modules() -> None:
 
 def test_family_packages_are_only_a_docstring() -> None:
     for path in SOURCE.glob("*/__init__.py"):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = tree(path).body
         assert len(body) == 1, f"{path.parent.name}/__init__.py holds more than a docstring"
         assert isinstance(body[0], ast.Expr), f"{path.parent.name}/__init__.py holds no docstring"
 
@@ -178,12 +187,11 @@ def test_foreign_frameworks_stay_in_adapters() -> None:
 
 def test_foreign_frameworks_are_imported_only_when_used() -> None:
     early = []
+    packages = {package for _, package in foreign()}
     for name, path in modules().items():
-        outer = ast.parse(path.read_text(encoding="utf-8")).body
-        for node in outer:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
+        for node in tree(path).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-                packages = {package for module, package in foreign() if module == name}
                 early += [f"{name}: {each}" for each in names if any(each == p or each.startswith(f"{p}.") for p in packages)]
     assert not early, f"move these into the function that needs them: {early}"
 

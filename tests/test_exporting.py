@@ -88,7 +88,7 @@ def table_student(table, kind="tree", task=THREE):
     encoding = TableEncoding.fit(table, 8)
     encoded = encoding.encode(table)
     filled = np.nan_to_num(encoded)
-    said = teacher_of(task, (filled - filled.mean(0)) / filled.std(0))
+    said = teacher_of(task, (filled - filled.mean(0)) / (filled.std(0) + 1e-9))
     if kind == "tree":
         prepared = fit_preprocessing(encoded, "table", encoding, scale=False, flatten=True)
         student = Student("small", task, encoding, preprocessing=prepared, estimator=tree(task, leaves=16))

@@ -307,3 +307,10 @@ def test_every_figure_of_a_scorecard_may_be_a_gate() -> None:
         names = [name for group in ("quality", "fidelity", "calibration") for name in student[group]]
         assert len(parse_gates([f"{name}>=0" for name in names])) == len(names)
     assert set(scorecard.__all__) >= {"measure", "compare", "render", "require", "enforce"}
+
+
+def test_figures_of_one_model_by_hand_and_by_the_pipeline_agree() -> None:
+    answers, teacher = example(ABC)[0], example(ABC, seed=5)[0]
+    card = measure({"teacher": [teacher], "student": [answers]}, None, ABC, resamples=100)
+    told = {name: figure["mean"] for name, figure in card["models"]["student"]["fidelity"].items()}
+    assert scorecard.fidelity(answers, teacher, ABC) == told

@@ -21,7 +21,7 @@ from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.objectives import Objective
-from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember
+from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
 from understudy.signals import Signals
 from understudy.students import convnet, mlp, preprocessing, trees
 from understudy.students.student import Student
@@ -188,7 +188,7 @@ def augmentation(options: OptimizerSection) -> Callable[..., Any] | None:
 # --- teachers -------------------------------------------------------------------------------------------------------
 
 
-def load_teacher(said: TeacherMember, task: Task, rows: Rows, root: str = ".") -> Teacher:
+def load_teacher(said: TeacherMember, task: Task, rows: Rows) -> Teacher:
     """The teacher that `source` names, through the adapter for its kind of file."""
     from understudy.adapters import boosters, predictions, sklearn, timm_models, torch_module
     from understudy.adapters import callables as functions
@@ -198,9 +198,8 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, root: str = ".") -
     weights = None if said.weights is None else (said.weights if said.weights == "factory" else str(Path(said.weights)))
     picture = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
     if source.startswith("timm:"):
-        channels = rows.inputs.shape[-1] if rows.kind == "image" else 3
         return timm_models.load(
-            source, classes=classes or task.classes, pretrained=said.pretrained, weights=weights, in_chans=channels, options=said.options, **picture
+            source, task=task, classes=classes, pretrained=said.pretrained, weights=weights, options=said.options, **picture
         )
     if ":" in source and not Path(source).exists():
         if weights is not None:
@@ -226,6 +225,18 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, root: str = ".") -
 def build_ensemble(members: list[Teacher], task: Task) -> Teacher:
     """Several teachers as one."""
     return Ensemble(members, task=task)
+
+
+def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, folder: Path) -> Teacher:
+    """A forest or boosted trees trained from the labels; kept in the run's folder, so that it is trained once."""
+    from understudy.adapters import sklearn
+
+    file = folder / "model.joblib"
+    if not file.exists():
+        assert rows.labels is not None
+        made = sklearn.train_estimator(said.model, rows.inputs, rows.labels, task, options=said.options, seed=said.seed)  # type: ignore[arg-type]
+        sklearn.save(made, file)
+    return sklearn.load(file, task=task, trust=True)
 
 
 def _class_names(said: list[str] | str | None) -> tuple[str, ...] | None:
@@ -295,8 +306,9 @@ def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: 
         from understudy.adapters import timm_models
 
         said = dict(options)
+        pretrained = bool(said.pop("pretrained", False))
         return timm_models.build(
-            model, classes=task.classes, pretrained=bool(said.pop("pretrained", False)), in_chans=features.shape[1], options=said
+            model.removeprefix("timm:"), classes=task.outputs, pretrained=pretrained, in_chans=features.shape[1], options=said
         )
     if ":" in model:
         from understudy.adapters import torch_module

@@ -33,7 +33,8 @@ from understudy.recipe import Recipe, to_toml
 from understudy.store.transfer_set import TransferSet
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.teachers import Matched, Teacher, check_teacher, match_classes
+from understudy.answers import match_classes
+from understudy.teachers import Matched, Refittable, Teacher, check_teacher
 from understudy.teaching import out_of_fold, reask, teach
 from understudy.training.gradient import TrainingSet, train
 from understudy.training.trees import fit_estimator
@@ -93,7 +94,7 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
     if until == "measure" and finished.exists() and _same_measure(run):
         run.say("finished", f"{run.folder} was complete; --fresh would start its students over")
         return _close(run, json.loads(finished.read_text(encoding="utf-8")))
-    run.warn(checks.check_recipe(recipe, raising=True))
+    run.warn(checks.check_recipe(recipe, gates=cards.parse_gates, raising=True))
     prepare_rows(run)
     prepare_teacher(run)
     if last >= 1:
@@ -115,7 +116,7 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
 def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
     """The preflight alone: reads the rows, loads and scores the teacher, trains nothing; gives the warnings."""
     run = open_run(recipe, console or Console(stderr=False), fresh=False)
-    run.warn(checks.check_recipe(recipe, raising=True))
+    run.warn(checks.check_recipe(recipe, gates=cards.parse_gates, raising=True))
     prepare_rows(run)
     if recipe.teacher.train is None:
         prepare_teacher(run)
@@ -261,15 +262,10 @@ def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
     task = run.task
     if task.kind == "regression":
         return teacher
-    answers, labels = np.zeros((0, task.outputs), dtype=np.float32), np.zeros(0, dtype=np.int64)
-    if validation.labels is not None:
-        some = validation.take(np.flatnonzero(task.labelled(validation.labels))[:2000])
-        labels = some.labels
-        answers = _answers(teacher, some.inputs, task) if len(some) else answers
-    if not len(labels):
-        answers = _answers(teacher, validation.inputs[:8] if validation.kind != "table" else validation.inputs.iloc[:8], task)
-        labels = None
-    match = match_classes(teacher.classes, task, answers, labels, accept=run.recipe.teacher.accept_mapping)
+    known = np.zeros(0, dtype=np.int64) if validation.labels is None else np.flatnonzero(task.labelled(validation.labels))[:2000]
+    some = validation.take(known if len(known) else slice(0, 8))
+    answers = teacher.signals(some.inputs)[task.signal]
+    match = match_classes(teacher.classes, task, answers, some.labels if len(known) else None, accept=run.recipe.teacher.accept_mapping)
     run.say("classes", match.sentence)
     if match.order == tuple(range(answers.shape[1])) and answers.shape[1] == task.outputs:
         return teacher
@@ -285,14 +281,11 @@ def train_teacher(run: Run) -> Teacher:
         raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U064")
     folder = run.folder / "teacher"
     if said.model in ("forest", "boosted"):
-        from understudy.adapters import sklearn
-
-        known = rows.take(np.flatnonzero(run.task.labelled(rows.labels)))
-        return sklearn.train_estimator(said.model, known.inputs, known.labels, task=run.task, options=said.options, seed=said.seed, keep=folder)
+        return make.train_estimator_teacher(said, run.task, rows, folder)
     everything = make.training_set(run.loaded, rows, None, {}, views=10**6, augment=make.augmentation(said), only_labelled=True)
     teacher = make.build_student(said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})")
     objective = make.build_label_objective(said, run.task, rows.labels)
-    _fit(run, teacher, objective, everything, said, said.seed, folder, "teacher", None)
+    _fit(run, teacher, objective, everything, said, said.seed, folder, "teacher")
     return teacher
 
 
@@ -324,21 +317,19 @@ def teach_rows(run: Run) -> None:
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         reask(run.teacher, rows, taught, n=16, seed=0)
     made = "" if run.extra is None else f", {len(run.extra):,} of them synthetic"
-    fold = "" if folds is None else f" · training rows out of fold ({folds.folds} folds)"
+    fold = "" if folds is None else f" · training rows out of fold"
     view = f" x {said.views} views" if said.views > 1 else ""
     run.say("taught", f"{len(asked) + len(rest):,} rows{made}{view} · {_bytes(folder)}{fold} · 16 of each asked again: the same")
 
 
 def _folds(run: Run, rows: Rows) -> Any:
-    said = run.recipe.teaching.out_of_fold
-    if said == 0 or rows.labels is None:
+    said, teacher = run.recipe.teaching.out_of_fold, run.teacher
+    assert teacher is not None
+    if said == 0 or rows.labels is None or not run.task.labelled(rows.labels).any():
         return None
-    made = out_of_fold(run.teacher, rows, task=run.task, folds=5 if said == "auto" else int(said), seed=0, only_if_default=said == "auto")
-    if made is None and said != "auto":
-        raise RecipeError(
-            f"teaching.out_of_fold = {said}: the teacher {run.teacher.name if run.teacher else ''} cannot be refitted; set it to 0", code="U065"
-        )
-    return made
+    if said == "auto" and not (isinstance(teacher, Refittable) and teacher.self_scoring):
+        return None
+    return out_of_fold(teacher, rows, task=run.task, folds=5 if said == "auto" else int(said), seed=0)
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
@@ -402,13 +393,13 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
             student, run.task, real[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_parameters(run.teacher)
         )
         run.warn(checks.raise_errors(problems))
-        _fit(run, student, objective, data, options, seed, folder, f"{name} {seed}", objective)
+        _fit(run, student, objective, data, options, seed, folder, f"{name} {seed}")
         return student
     if (folder / "card.json").exists():
         return Student.load(folder, run.task)
     features = student.features(data.inputs)
     signal = data.teacher.get(run.task.signal)
-    fit_estimator(
+    student.estimator = fit_estimator(
         student.estimator,
         features,
         task=run.task,
@@ -417,7 +408,6 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         alpha=recipe.objective.alpha,
         temperature=recipe.objective.temperature if recipe.objective.target == "soft" and "temperature" in _set(recipe) else 1.0,
         target=recipe.objective.target,
-        seed=seed,
     )
     student.save(folder)
     _write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
@@ -435,7 +425,9 @@ def _parameters(teacher: Any) -> int | None:
 
 
 def _count(student: Student) -> str:
-    return f"{student.parameters():,} parameters"
+    count = student.parameters()
+    what = "parameters" if student.module is not None else "nodes"
+    return student.name if count is None else f"{count:,} {what}"
 
 
 def _validated(run: Run, student: Student) -> str:
@@ -462,7 +454,7 @@ def _validation(run: Run) -> Callable[[Student], dict[str, float]]:
 
 
 def _fit(
-    run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str, _: Any
+    run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str
 ) -> None:
     validate = _validation(run)
     assert student.module is not None
@@ -503,6 +495,7 @@ def export_best(run: Run, students: dict[int, dict[str, Student]]) -> dict[str, 
         overwrite=True,
     )
     figures = made.parity
+    assert figures is not None
     run.say("exported", f"{made.folder} · {_bytes(made.folder)} · {figures['sentence']}")
     return {"seed": seed, "answers": made.answers, "parity": {k: v for k, v in figures.items() if k != "answers"}, "folder": made.folder}
 
@@ -553,8 +546,7 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
     costs: dict[str, Any] = {}
     for name, model in {"teacher": run.teacher, "control": best.get("control"), "student": best["student"]}.items():
         if model is not None:
-            size = model.bytes() if isinstance(model, Student) else None
-            costs[name] = cards.cost(model.signals, one, many, seconds=seconds, parameters=_parameters(model), size=size)
+            costs[name] = cards.cost(model.signals, one, many, seconds=seconds, parameters=_parameters(model))
     session = artifact.open_session(exported["folder"])
     encoded = best["student"].encode(many).numpy()
     costs["exported"] = cards.cost(

@@ -37,6 +37,15 @@ def load(path: str | Path, *, task: Task, trust: bool = False, classes: Sequence
     return SklearnTeacher(estimator, task=task, name=path.name, classes=classes, content=file_digest(path))
 
 
+def save(teacher: SklearnTeacher, path: str | Path) -> None:
+    """Keep a teacher's estimator as .joblib, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    require("joblib", "core").dump(teacher.estimator, part)
+    part.replace(path)
+
+
 def _read_skops(path: Path, trust: bool) -> Any:
     skops = require("skops.io", "skops")
     try:

@@ -30,6 +30,7 @@ RUNNER = """
 import importlib.util, json, sys, time
 folder, job = sys.argv[1:3]
 said = json.load(open(job + "/job.json", encoding="utf-8"))
+sys.dont_write_bytecode = True
 for name in said["blocked"]:
     sys.modules[name] = None
 import numpy as np

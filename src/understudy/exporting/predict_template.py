@@ -263,7 +263,7 @@ def write_predictions(folder: str | Path, rows: str | Path, out: str | Path, bat
     with open(out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "prediction", *columns])
-        for at, (name, predicted) in enumerate(zip(done["rows"], done["prediction"], strict=True)):
+        for at, (name, said) in enumerate(zip(done["rows"], done["prediction"], strict=True)):
             writer.writerow([name, said, *([f"{share:.8g}" for share in done["probabilities"][at]] if columns else [])])
     return len(done["rows"])
 
