@@ -56,6 +56,7 @@ CORE = {
     "onnxruntime",
     "onnxscript",
     "pandas",
+    "psutil",
     "pyarrow",
     "pydantic",
     "rich",
@@ -63,6 +64,7 @@ CORE = {
     "scipy",
     "skl2onnx",
     "sklearn",
+    "threadpoolctl",
     "torch",
     "typer",
 }

@@ -92,12 +92,16 @@ def table_student(table, kind="tree", task=THREE):
     if kind == "tree":
         prepared = fit_preprocessing(encoded, "table", encoding, scale=False, flatten=True)
         student = Student("small", task, encoding, preprocessing=prepared, estimator=tree(task, leaves=16))
-        student.estimator = fit_estimator(tree(task, leaves=16), student.features(torch.from_numpy(encoded)), task=task, labels=None, teacher=said)
+        student.estimator = fit_estimator(
+            tree(task, leaves=16), student.features(torch.from_numpy(encoded)), task=task, labels=None, teacher=said
+        )
         return student
     prepared = fit_preprocessing(encoded, "table", encoding, scale=True, flatten=True)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(len(prepared.features), 8), nn.ReLU(), nn.Linear(8, task.outputs))
-    return Student("small", task, encoding, module=nn.Sequential(prepared, network, *([Rescale(5.0, 2.0)] if task.kind == "regression" else [])))
+    return Student(
+        "small", task, encoding, module=nn.Sequential(prepared, network, *([Rescale(5.0, 2.0)] if task.kind == "regression" else []))
+    )
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
@@ -141,7 +145,11 @@ def test_a_label_that_is_never_or_always_there(make, tmp_path):
 @pytest.mark.parametrize("kind", ["tree", "forest", "lightgbm"])
 def test_cells_at_a_threshold_go_where_the_estimator_sends_them(kind, tmp_path):
     features, codes = numbers(2000, 3), np.random.default_rng(1).integers(0, 3, 2000)
-    estimator = {"tree": tree(THREE), "forest": RandomForestClassifier(5, max_leaf_nodes=64, random_state=0), "lightgbm": boosted(THREE, rounds=5)}[kind]
+    estimator = {
+        "tree": tree(THREE),
+        "forest": RandomForestClassifier(5, max_leaf_nodes=64, random_state=0),
+        "lightgbm": boosted(THREE, rounds=5),
+    }[kind]
     student = Student("small", THREE, preprocessing=nn.Identity(), estimator=estimator.fit(features, codes))
     node = _ensembles.tree_node(student.estimator, THREE, reads="rows", gives="probabilities")
     values = next(list(a.floats) for a in node.attribute if a.name == "nodes_values")
@@ -237,10 +245,18 @@ def test_an_artifact_of_a_table_runs_alone(table, tmp_path):
     assert made.parity["agreement"] == 1.0
     artifact.verify_checksums(made.folder)
     card = (made.folder / "README.md").read_text()
-    for word in ("big forest", "abc123", "`colour` (category)", "`a`, `b`, `c`", "python predict.py rows.csv", "100.00 %", "Not measured yet"):
+    for word in (
+        "big forest",
+        "abc123",
+        "`colour` (category)",
+        "`a`, `b`, `c`",
+        "python predict.py rows.csv",
+        "100.00 %",
+        "Not measured yet",
+    ):
         assert word in card
     table.to_csv(tmp_path / "rows.csv", index=False)
-    code = "import sys; sys.modules['understudy'] = None; sys.argv[0] = 'predict.py'; sys.path.insert(0, '.'); import predict; sys.exit(predict.main())"
+    code = "import sys; sys.modules['understudy'] = None; sys.path.insert(0, '.'); import predict; sys.exit(predict.main())"
     command = [sys.executable, "-I", "-c", code, str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out.csv"), "--batch", "7"]
     ran = subprocess.run(command, cwd=made.folder, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -214,7 +214,10 @@ def test_constant_shift_of_a_row(place: str) -> None:
 def test_finite_at_ten_thousand(place: str, dtype: torch.dtype) -> None:
     definition = DEFINITIONS[place]
     student = numbers(0, dtype=dtype).sign() * 1e4
-    evidence = [each.sign() * 1e4 if kind == "numbers" else each for kind, each in zip(definition.evidence, evidence_for(definition, dtype=dtype), strict=True)]
+    evidence = [
+        each.sign() * 1e4 if kind == "numbers" else each
+        for kind, each in zip(definition.evidence, evidence_for(definition, dtype=dtype), strict=True)
+    ]
     for teacher in (evidence, [-each if kind == "numbers" else each for kind, each in zip(definition.evidence, evidence, strict=True)]):
         values, gradient = value_and_gradient(loss_at(place), student, *teacher, **definition.options)
         assert values.dtype == torch.float32
@@ -431,7 +434,9 @@ def test_published_numbers(name: str) -> None:
 
 def test_published_rows() -> None:
     for case in cases("kd"):
-        torch.testing.assert_close(soft_target(case["student_logits"], case["teacher_logits"], temperature=float(case["temperature"])).mean(), case["loss_kd"])
+        torch.testing.assert_close(
+            soft_target(case["student_logits"], case["teacher_logits"], temperature=float(case["temperature"])).mean(), case["loss_kd"]
+        )
         torch.testing.assert_close(kd(case["student_logits"], case), case["per_sample"], rtol=1e-9, atol=1e-11)
 
 

@@ -208,8 +208,8 @@ def test_a_whole_scorecard_is_json_and_can_be_shown(task: Task) -> None:
 
 def test_per_class_recalls_and_the_worst_drop() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
-    teacher, control, student = (np.eye(3)[chosen] for chosen in ([0, 0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 2, 2, 2]))
-    card = measure({"teacher": [teacher], "control": [control], "student": [student]}, labels, ABC, resamples=100)
+    decided = {"teacher": [0, 0, 0, 0, 1, 1, 2], "control": [0, 0, 1, 1, 1, 0, 0], "student": [0, 0, 0, 1, 2, 2, 2]}
+    card = measure({name: [np.eye(3)[chosen]] for name, chosen in decided.items()}, labels, ABC, resamples=100)
     assert card["per_class"][0] == {"class": "a", "rows": 4, "teacher": 1.0, "control": 0.5, "student": 0.75, "change": 0.25}
     assert [said["change"] for said in card["per_class"]] == [0.25, -0.5, 1.0]
     assert card["worst_class_drop"] == {"class": "b", "rows": 2, "drop": 1.0}
@@ -227,7 +227,9 @@ def test_disagreements_are_the_farthest_rows_by_name() -> None:
     student[7] = [4.0, -4.0]
     student[3] = [1.0, -1.0]
     labels = np.array([0, 1] * 20)
-    card = measure({"teacher": [teacher], "student": [student]}, labels, YES_NO, names=[f"img{row}.png" for row in range(40)], resamples=100)
+    card = measure(
+        {"teacher": [teacher], "student": [student]}, labels, YES_NO, names=[f"img{row}.png" for row in range(40)], resamples=100
+    )
     assert [said["name"] for said in card["disagreements"]] == ["img7.png", "img3.png"]
     first = card["disagreements"][0]
     assert (first["label"], first["student"]["class"], first["teacher"]["confidence"]) == ("yes", "no", 0.5)
@@ -266,7 +268,8 @@ def test_runs_side_by_side() -> None:
 def test_gates_read_the_exported_student_first() -> None:
     card = whole_card()
     agreement = card["models"]["exported"]["fidelity"]["agreement"]["mean"]
-    checked = require(card, ["agreement>=0.1", "student.bytes <= 1e3", "bytes<=3000", "latency_p50_us<=15", "parameters<5", "teacher.brier<2"])
+    gates = ["agreement>=0.1", "student.bytes <= 1e3", "bytes<=3000", "latency_p50_us<=15", "parameters<5", "teacher.brier<2"]
+    checked = require(card, gates)
     assert checked[0] == {"gate": "agreement>=0.1", "value": agreement, "met": True}
     assert [(gate["value"], gate["met"]) for gate in checked[1:4]] == [(5000.0, False), (2000.0, True), (12.0, True)]
     assert checked[4] == {"gate": "parameters<5", "value": 10.0, "met": False}

@@ -63,7 +63,7 @@ def test_missing_rows_are_counted(tmp_path: Path) -> None:
     known, _ = fill(tmp_path)
     with pytest.raises(TransferSetError, match=r"U020 32 rows, 30 in the transfer set .*; 2 missing \(first: row 30\)"):
         TransferSet.open(tmp_path).positions(np.concatenate([known, keys(2, seed=9)]))
-    with pytest.raises(TransferSetError, match="U027 the transfer set has no signal 'logit'; did you mean 'logits'"):
+    with pytest.raises(TransferSetError, match=r"U027 the transfer set has no signal 'logit'; did you mean 'logits'"):
         TransferSet.open(tmp_path).gather("logit", np.zeros(1, dtype=np.int64))
 
 
@@ -95,16 +95,16 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
         shard.write_bytes((tmp_path / "shard-00000.safetensors").read_bytes())
     else:
         shard.unlink()
-    with pytest.raises(TransferSetError, match="U025 .*shard-00001.safetensors is damaged .* only it will be taught again"):
+    with pytest.raises(TransferSetError, match=r"U025 .*shard-00001.safetensors is damaged .* only it will be taught again"):
         TransferSet.open(tmp_path)
 
 
 def test_an_incomplete_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TransferSetError, match="U026 no transfer set at"):
+    with pytest.raises(TransferSetError, match=r"U026 no transfer set at"):
         TransferSet.open(tmp_path / "nothing")
     with writer(tmp_path) as into:
         into.write(keys(3), np.full(3, -1), {"logits": torch.zeros(3, 3)})
-    with pytest.raises(TransferSetError, match="U026 .* is not complete"):
+    with pytest.raises(TransferSetError, match=r"U026 .* is not complete"):
         TransferSet.open(tmp_path)
 
 
@@ -112,18 +112,18 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     fill(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(TransferSetError, match="U024 .* is format 99"):
+    with pytest.raises(TransferSetError, match=r"U024 .* is format 99"):
         TransferSet.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(TransferSetError, match="U024 .* cannot be read"):
+    with pytest.raises(TransferSetError, match=r"U024 .* cannot be read"):
         TransferSet.open(tmp_path)
 
 
 def test_another_teacher_is_refused_by_the_part_that_moved(tmp_path: Path) -> None:
     fill(tmp_path)
-    with pytest.raises(TransferSetError, match="(?s)U021 .*weights: 'x' there, 'y' now"), writer(tmp_path, fingerprint={"weights": "y"}):
+    with pytest.raises(TransferSetError, match=r"(?s)U021 .*weights: 'x' there, 'y' now"), writer(tmp_path, fingerprint={"weights": "y"}):
         pass
-    with pytest.raises(TransferSetError, match="(?s)U021 .*dtype: float32 there, float16 now"), writer(tmp_path, dtype="float16"):
+    with pytest.raises(TransferSetError, match=r"(?s)U021 .*dtype: float32 there, float16 now"), writer(tmp_path, dtype="float16"):
         pass
 
 
@@ -140,7 +140,7 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     other.start()
     try:
         assert held.wait(60)
-        with pytest.raises(TransferSetError, match="U028 another process is writing"), writer(tmp_path):
+        with pytest.raises(TransferSetError, match=r"U028 another process is writing"), writer(tmp_path):
             pass
     finally:
         free.set()
@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path: Path, monkeypatch: pytest.Mo
         into.write(keys(3), np.full(3, -1), {"logits": torch.zeros(3, 3)})
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", full)
-            with pytest.raises(TransferSetError, match="U023 cannot write .*No space left on device. What is written is whole"):
+            with pytest.raises(TransferSetError, match=r"U023 cannot write .*No space left on device. What is written is whole"):
                 into.write(keys(3, seed=1), np.full(3, -1), {"logits": torch.zeros(3, 3)})
     assert not list(tmp_path.glob(".*.part"))
     with writer(tmp_path) as into:

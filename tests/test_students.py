@@ -146,7 +146,9 @@ def test_without_a_seed_the_global_generator_decides() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (32, 32), (3, 3), (1, 1)])
-@pytest.mark.parametrize("options", [{}, {"separable": True}, {"norm": "group"}, {"norm": "none", "dropout": 0.1}, {"depth": 5, "width": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"separable": True}, {"norm": "group"}, {"norm": "none", "dropout": 0.1}, {"depth": 5, "width": 2}]
+)
 def test_convnets_take_any_size(size: tuple[int, int], options: dict[str, Any]) -> None:
     module = convnet(3, 7, size=size, seed=0, **{"width": 8, **options}).eval()
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -227,7 +229,9 @@ def test_a_read_only_memory_map_is_read_in_place(tmp_path: Path) -> None:
     assert student.signals(rows)["logits"].shape == (3, 3)
 
 
-@pytest.mark.parametrize("model", [DecisionTreeClassifier(max_depth=3), HistGradientBoostingClassifier(max_iter=3), RandomForestClassifier(3)])
+@pytest.mark.parametrize(
+    "model", [DecisionTreeClassifier(max_depth=3), HistGradientBoostingClassifier(max_iter=3), RandomForestClassifier(3)]
+)
 @pytest.mark.parametrize("names", [True, False])
 def test_an_estimator_answers_in_the_order_of_the_task_and_comes_back(tmp_path: Path, model: Any, names: bool) -> None:
     encoding, prepared = table(scale=False)

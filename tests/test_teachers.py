@@ -111,7 +111,7 @@ def test_randomness_is_found() -> None:
 
 
 def test_a_teacher_that_drops_rows_is_refused() -> None:
-    with pytest.raises(TeacherError, match="U016 callable gave 39 answers for 40 rows"):
+    with pytest.raises(TeacherError, match=r"U016 callable gave 39 answers for 40 rows"):
         CallableTeacher(lambda x: x[1:, :3], task=THREE).signals(INPUTS)
 
 
@@ -121,7 +121,7 @@ def test_ensemble_is_the_mean_of_probabilities_in_the_first_members_order() -> N
     said = Ensemble([first, turned], task=THREE).signals(INPUTS)["logits"].softmax(1)
     logits = torch.from_numpy(INPUTS[:, :3])
     torch.testing.assert_close(said, (logits.softmax(1) + (logits * 2).softmax(1)) / 2)
-    with pytest.raises(TeacherError, match="U010 ensemble member 1 .* has no class 'entailment'; did you mean 'entailmnt'"):
+    with pytest.raises(TeacherError, match=r"U010 ensemble member 1 .* has no class 'entailment'; did you mean 'entailmnt'"):
         Ensemble([first, CallableTeacher(lambda x: x, task=THREE, classes=("entailmnt", "neutral", "contradiction"))], task=THREE)
 
 
@@ -131,7 +131,9 @@ def test_ensemble_of_multilabel_and_of_values() -> None:
     torch.testing.assert_close(said, sum(m.signals(INPUTS)["logits"].sigmoid() for m in members) / 2, rtol=1e-3, atol=1e-6)
     values = Task("regression")
     said = Ensemble([FakeTeacher(values, 0), FakeTeacher(values, 1)], task=values).signals(INPUTS)["values"]
-    torch.testing.assert_close(said, (FakeTeacher(values, 0).signals(INPUTS)["values"] + FakeTeacher(values, 1).signals(INPUTS)["values"]) / 2)
+    torch.testing.assert_close(
+        said, (FakeTeacher(values, 0).signals(INPUTS)["values"] + FakeTeacher(values, 1).signals(INPUTS)["values"]) / 2
+    )
 
 
 def test_probabilities_become_log_probabilities() -> None:
@@ -164,16 +166,16 @@ def test_declared_logits_that_are_probabilities_are_refused() -> None:
 
 
 def test_declared_probabilities_that_are_not_are_refused_with_the_first_bad_row() -> None:
-    with pytest.raises(TeacherError, match="U005 .* go from -2 to 3 and the first bad row is 1"):
+    with pytest.raises(TeacherError, match=r"U005 .* go from -2 to 3 and the first bad row is 1"):
         to_logits(torch.tensor([[0.2, 0.8], [-2.0, 3.0]]), "probabilities", TWO)
-    with pytest.raises(TeacherError, match="sums to 0.500"):
+    with pytest.raises(TeacherError, match=r"sums to 0.500"):
         to_logits(torch.tensor([[0.2, 0.3], [0.5, 0.5]]), "probabilities", TWO)
 
 
 def test_output_of_the_wrong_width_is_refused() -> None:
-    with pytest.raises(TeacherError, match="U010 the teacher gives one number per row, the data has 3 classes"):
+    with pytest.raises(TeacherError, match=r"U010 the teacher gives one number per row, the data has 3 classes"):
         to_logits(torch.ones(4, 1), "auto", THREE)
-    with pytest.raises(TeacherError, match="U010 the teacher gives 3 values per row"):
+    with pytest.raises(TeacherError, match=r"U010 the teacher gives 3 values per row"):
         to_logits(torch.ones(4, 3), "auto", Task("regression"))
 
 
@@ -219,7 +221,7 @@ def test_a_class_the_teacher_lacks_is_refused_with_a_table() -> None:
 
 
 def test_class_counts_without_names_are_refused() -> None:
-    with pytest.raises(TeacherError, match="U010 class counts differ: the teacher answers 1000 classes, data has 3"):
+    with pytest.raises(TeacherError, match=r"U010 class counts differ: the teacher answers 1000 classes, data has 3"):
         match_classes(None, THREE, torch.zeros(4, 1000), None)
 
 
@@ -227,15 +229,18 @@ def test_class_counts_without_names_are_refused() -> None:
 def test_an_order_without_names_is_proved_by_labels_or_refused(names: Any) -> None:
     answers, labels = labelled(300, 3, 0.85)
     assert match_classes(names, THREE, answers, labels).proof == "labels"
-    with pytest.raises(TeacherError, match="(?s)U011 teacher index 0 is 'contradiction' by its answers, data index 0 is 'entailment': 8. % after re-ordering"):
+    with pytest.raises(
+        TeacherError,
+        match=r"(?s)U011 teacher index 0 is 'contradiction' by its answers, data index 0 is 'entailment': 8. % after re-ordering",
+    ):
         match_classes(names, THREE, answers[:, [2, 0, 1]], labels)
     with pytest.raises(TeacherError, match=r'declare teacher.classes = \["contradiction", "entailment", "neutral"\] in that order'):
         match_classes(names, THREE, answers[:, [2, 0, 1]], labels)
     noise, _ = labelled(300, 3, 0.0, seed=5)
-    with pytest.raises(TeacherError, match="U012 the teacher has no class names and the labels do not settle it"):
+    with pytest.raises(TeacherError, match=r"U012 the teacher has no class names and the labels do not settle it"):
         match_classes(names, THREE, noise, labels)
     assert match_classes(names, THREE, noise, labels, accept=True).proof == "accepted"
-    with pytest.raises(TeacherError, match="U012 .* there are no labelled rows"):
+    with pytest.raises(TeacherError, match=r"U012 .* there are no labelled rows"):
         match_classes(names, THREE, answers, np.full(300, -1))
 
 
@@ -247,14 +252,14 @@ def test_the_declared_order_is_the_cure() -> None:
 
 def test_declared_names_that_labels_contradict_are_refused() -> None:
     answers, labels = labelled(300, 3, 0.85)
-    with pytest.raises(TeacherError, match="U011 teacher index 0 is 'contradiction' by its answers, its declared name is 'entailment'"):
+    with pytest.raises(TeacherError, match=r"U011 teacher index 0 is 'contradiction' by its answers, its declared name is 'entailment'"):
         match_classes(THREE.classes, THREE, answers[:, [2, 1, 0]], labels)
 
 
 def test_two_swapped_among_ten_are_found() -> None:
     task = Task("multiclass", tuple("abcdefghij"))
     answers, labels = labelled(400, 10, 0.9)
-    with pytest.raises(TeacherError, match="U011 teacher index 3 is 'f'"):
+    with pytest.raises(TeacherError, match=r"U011 teacher index 3 is 'f'"):
         match_classes(None, task, answers[:, [0, 1, 2, 5, 4, 3, 6, 7, 8, 9]], labels)
 
 
@@ -271,7 +276,7 @@ def test_multilabel_columns_are_proved_by_correlation() -> None:
     labels = generator.integers(0, 2, (300, 3)).astype(np.float32)
     answers = torch.from_numpy(labels * 4 - 2 + generator.normal(size=(300, 3))).float()
     assert match_classes(None, MANY, answers, labels).proof == "labels"
-    with pytest.raises(TeacherError, match="U011 teacher index 0 is 'b'"):
+    with pytest.raises(TeacherError, match=r"U011 teacher index 0 is 'b'"):
         match_classes(None, MANY, answers[:, [1, 0, 2]], labels)
 
 

@@ -76,7 +76,7 @@ def test_a_flipped_byte_costs_one_shard(tmp_path: Path) -> None:
     broken = bytearray(before[shard.name])
     broken[len(broken) // 2 + 100] ^= 64
     shard.write_bytes(bytes(broken))
-    with pytest.raises(TransferSetError, match="U025"):
+    with pytest.raises(TransferSetError, match=r"U025"):
         TransferSet.open(tmp_path)
     teach(teacher, rows, tmp_path, task=TASK, shard_rows=30)
     assert teacher.rows_asked == 130 and contents(tmp_path) == before
@@ -85,7 +85,7 @@ def test_a_flipped_byte_costs_one_shard(tmp_path: Path) -> None:
 def test_the_wrong_teacher_is_refused(tmp_path: Path) -> None:
     rows = make_rows()
     stored = teach(FakeTeacher(TASK), rows, tmp_path, task=TASK)
-    with pytest.raises(TransferSetError, match="(?s)U021 .*seed: '0' there, '1' now"):
+    with pytest.raises(TransferSetError, match=r"(?s)U021 .*seed: '0' there, '1' now"):
         teach(FakeTeacher(TASK, 1), rows, tmp_path, task=TASK)
     reask(FakeTeacher(TASK), rows, stored)
     with pytest.raises(TransferSetError, match=r"U022 .* row \d+ has logits \[.*\] there, \[.*\] now"):
@@ -110,12 +110,12 @@ def test_nan_rows_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"U006 2 of 100 teacher rows are NaN or infinite as float32 \(first: row 17\)"):
         teach(CallableTeacher(answer, task=TASK, output="logits"), rows, tmp_path, task=TASK, shard_rows=10)
     assert 8 <= len(list(tmp_path.glob("shard-*"))) <= 9
-    with pytest.raises(TransferSetError, match="U026"):
+    with pytest.raises(TransferSetError, match=r"U026"):
         TransferSet.open(tmp_path)
 
 
 def test_float16_that_overflows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="U006 .* as float16"):
+    with pytest.raises(TeacherError, match=r"U006 .* as float16"):
         teach(CallableTeacher(lambda x: x[:, :3] * 1e6, task=TASK, output="logits"), make_rows(), tmp_path, task=TASK, dtype="float16")
 
 
@@ -203,7 +203,7 @@ def test_out_of_fold_answers_come_from_those_who_have_not_seen_the_row(tmp_path:
     assert agree < 0.85 < own
     reask(teacher, rows, stored)
     other = Rows("array", rows.inputs, rows.keys, labels=np.roll(labels, 1))
-    with pytest.raises(TransferSetError, match="U021 .*(?s:.*)out of fold"):
+    with pytest.raises(TransferSetError, match=r"U021 .*(?s:.*)out of fold"):
         teach(teacher, rows, tmp_path, task=TASK, folds=out_of_fold(teacher, other, task=TASK, folds=4))
 
 
@@ -222,5 +222,5 @@ def test_a_class_that_one_fold_lacks_is_filled() -> None:
 
 
 def test_out_of_fold_needs_a_teacher_that_can_be_refitted() -> None:
-    with pytest.raises(TeacherError, match="U018 out-of-fold answers need an estimator"):
+    with pytest.raises(TeacherError, match=r"U018 out-of-fold answers need an estimator"):
         out_of_fold(FakeTeacher(TASK), make_rows(labels=True), task=TASK)

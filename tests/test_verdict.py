@@ -105,7 +105,8 @@ def test_no_difference_and_no_margin_cannot_be_settled() -> None:
 def test_unknown_without_a_control_or_labels() -> None:
     labels = np.array([0, 1] * 10)
     answers = right_or_wrong(np.ones(20, dtype=bool), labels)
-    assert measure({"student": [answers]}, labels, YES_NO)["verdict"]["text"] == "UNKNOWN gain unknown: no control was trained (control = false)"
+    alone = measure({"student": [answers]}, labels, YES_NO)["verdict"]
+    assert alone["text"] == "UNKNOWN gain unknown: no control was trained (control = false)"
     both = {"student": [answers], "control": [answers], "teacher": [answers]}
     card = measure(both, None, YES_NO)
     assert card["verdict"]["text"] == "UNKNOWN gain unknown: no test row has a label, so only fidelity to the teacher is measured"
@@ -115,7 +116,8 @@ def test_unknown_without_a_control_or_labels() -> None:
 
 def test_an_undefined_metric_is_unknown() -> None:
     nothing = np.full((100, 1), np.nan)
-    assert judge(nothing[0], nothing, metric="macro_f1", margin=0.0, rows=5).text == "UNKNOWN gain unknown: macro_f1 is not defined on these 5 test rows"
+    said = judge(nothing[0], nothing, metric="macro_f1", margin=0.0, rows=5)
+    assert said.text == "UNKNOWN gain unknown: macro_f1 is not defined on these 5 test rows"
     assert unknown("r2", 0.1, "why") == Verdict("UNKNOWN", "UNKNOWN gain unknown: why", "r2", 0.1)
 
 

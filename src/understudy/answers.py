@@ -34,7 +34,8 @@ def as_tensor(given: Any) -> Tensor:
         for name in ("logits", "probabilities", "values"):
             if name in given:
                 return as_tensor(given[name])
-        raise TeacherError(f"the teacher's answer has none of logits, probabilities, values; there is: {', '.join(map(str, given))}", code="U006")
+        there = ", ".join(map(str, given))
+        raise TeacherError(f"the teacher's answer has none of logits, probabilities, values; there is: {there}", code="U006")
     if isinstance(given, tuple) and given:
         return as_tensor(given[0])
     tensor = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
@@ -74,7 +75,7 @@ def to_logits(answers: Tensor, output: Output, task: Task) -> Tensor:
             raise TeacherError(f"the teacher gives {columns} values per row, a regression needs one", code="U010")
         return answers.float()
     if output == "values":
-        raise TeacherError(f'teacher.output = "values" is for regression, the task is {task.kind}; say "logits" or "probabilities"', code="U005")
+        raise TeacherError(f'teacher.output = "values" is for regression; this is {task.kind}: "logits" or "probabilities"', code="U005")
     if columns == 1 and task.single_label and len(task.classes) > 2:
         raise TeacherError(f"the teacher gives one number per row, the data has {len(task.classes)} classes", code="U010")
     guess = looks_like(answers, task)
@@ -127,7 +128,9 @@ def check_answers(answers: Tensor, name: Callable[[int], str] = "row {}".format)
     if len(answers) < 2:
         return []
     if bool((answers == answers[:1]).all()):
-        return [Problem("U007", f"the teacher gives the same answer for all {len(answers):,} rows; are its weights or its preprocessing right?")]
+        return [
+            Problem("U007", f"the teacher gives the same answer for all {len(answers):,} rows; are its weights and preprocessing right?")
+        ]
     same = [column for column in range(answers.shape[1]) if bool((answers[:, column] == answers[0, column]).all())]
     # The first column of a single-logit binary teacher is zero by construction.
     if same and not (answers.shape[1] == 2 and same == [0] and float(answers[0, 0]) == 0.0):
@@ -179,7 +182,9 @@ def match_classes(
                 code="U010",
             )
         order = tuple(range(columns))
-    table = tuple((name, "" if teacher_classes is None else str(teacher_classes[c]), c) for name, c in zip(task.classes, order, strict=True))
+    table = tuple(
+        (name, "" if teacher_classes is None else str(teacher_classes[c]), c) for name, c in zip(task.classes, order, strict=True)
+    )
     found = evidence(answers[:, list(order)], labels, task) if answers is not None and labels is not None else None
     if found is not None and found.better is not None:
         raise _contradiction(found, order, task, named)

@@ -231,7 +231,7 @@ def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, f
     """A forest or boosted trees trained from the labels; kept in the run's folder, so that it is trained once."""
     from understudy.adapters import sklearn
 
-    file = folder / "model.joblib"
+    file = folder / f"{said.model}.joblib"
     if not file.exists():
         assert rows.labels is not None
         made = sklearn.train_estimator(said.model, rows.inputs, rows.labels, task, options=said.options, seed=said.seed)  # type: ignore[arg-type]

@@ -249,7 +249,7 @@ class Objective(nn.Module):
             output = student_output.detach().requires_grad_()
             with torch.enable_grad():
                 value = term({term.signal: output}, batch)
-            norms[term.name] = _gradient_norm(term.weight * value, [output])
+            norms[term.name] = term.weight * _gradient_norm(value, [output])
         whole = sum(norms.values())
         return {name: norm / whole if whole else 0.0 for name, norm in norms.items()}
 

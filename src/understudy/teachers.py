@@ -197,7 +197,9 @@ class CallableTeacher:
         said = self._answers.signal(given)
         got = len(next(iter(said.values())))
         if got != len(inputs):
-            raise TeacherError(f"{self.name} gave {got:,} answers for {len(inputs):,} rows; it must give one per row, in order", code="U016")
+            raise TeacherError(
+                f"{self.name} gave {got:,} answers for {len(inputs):,} rows; it must give one per row, in order", code="U016"
+            )
         return said
 
     def fingerprint(self) -> dict[str, str]:
@@ -226,14 +228,13 @@ class Ensemble:
             answer = member.signals(inputs)[self.task.signal]
             said.append(answer if order is None else answer[:, order])
         if len({answer.shape for answer in said}) != 1:
-            raise TeacherError(f"the ensemble's members give different shapes: {[tuple(a.shape) for a in said]}; name their classes", code="U010")
+            shapes = [tuple(answer.shape) for answer in said]
+            raise TeacherError(f"the ensemble's members give different shapes: {shapes}; name their classes", code="U010")
         return {self.task.signal: mean_answer(torch.stack(said), self.task)}
 
     def fingerprint(self) -> dict[str, str]:
         return {
-            f"member {number} {part}": value
-            for number, member in enumerate(self.members)
-            for part, value in member.fingerprint().items()
+            f"member {number} {part}": value for number, member in enumerate(self.members) for part, value in member.fingerprint().items()
         }
 
     def parameters(self) -> int | None:
@@ -342,9 +343,7 @@ def check_teacher(teacher: Teacher, inputs: Any) -> list[Problem]:
     modules = _modules(teacher)
     before = [(digest_module(module), [part.training for part in module.modules()]) for module in modules]
     training_seen: list[str] = []
-    hooks = [
-        part.register_forward_pre_hook(_watch(name, training_seen)) for module in modules for name, part in module.named_modules()
-    ]
+    hooks = [part.register_forward_pre_hook(_watch(name, training_seen)) for module in modules for name, part in module.named_modules()]
     try:
         problems = _check_answers(teacher, inputs)
     finally:
@@ -387,7 +386,7 @@ def _check_answers(teacher: Teacher, inputs: Any) -> list[Problem]:
     for part in parts:
         said = teacher.signals(take(inputs, part))
         if difference({name: value[part] for name, value in whole.items()}, said) > 1:
-            problems.append(Problem("U009", f"{teacher.name}'s answer for a row depends on what else is in the batch (BatchNorm in training mode?)"))
+            problems.append(Problem("U009", f"{teacher.name}'s answer for a row depends on its batch (BatchNorm in training mode?)"))
             break
     return problems
 

@@ -107,7 +107,14 @@ def _missing(keys: Integers, there: Integers) -> Integers:
 
 
 def _ask(
-    teacher: Teacher, rows: Rows, chunk: Integers, task: Task, batch_size: int, views: int, augment: Augment | None, advance: Callable[[int], None]
+    teacher: Teacher,
+    rows: Rows,
+    chunk: Integers,
+    task: Task,
+    batch_size: int,
+    views: int,
+    augment: Augment | None,
+    advance: Callable[[int], None],
 ) -> Signals:
     said: dict[str, list[Tensor]] = {}
     for start in range(0, len(chunk), batch_size):
@@ -192,7 +199,9 @@ def out_of_fold(teacher: Teacher, rows: Rows, *, task: Task, folds: int = 5, see
     generalization). Equal rows share a fold, classes are spread evenly.
     """
     if not isinstance(teacher, Refittable) or rows.labels is None:
-        raise TeacherError(f"out-of-fold answers need an estimator that can be fitted again and labelled rows; {teacher.name} has not both", code="U018")
+        raise TeacherError(
+            f"out-of-fold answers need an estimator that can be fitted again, and labels; {teacher.name} lacks one", code="U018"
+        )
     labelled = task.labelled(rows.labels)
     fold = assign_folds(rows.keys, rows.labels, labelled, task, folds=folds, seed=seed)
     answers = torch.zeros(len(rows), task.outputs)

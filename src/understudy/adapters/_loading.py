@@ -33,7 +33,8 @@ def existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         near = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near) if near else f"there is no folder {path.parent}" if not path.parent.is_dir() else "the folder is empty"
+        empty = "the folder is empty" if path.parent.is_dir() else f"there is no folder {path.parent}"
+        hint = did_you_mean(path.name, near) if near else empty
         raise TeacherError(f"no file {path}; {hint}", code="U029")
     return path
 
@@ -84,7 +85,7 @@ def source_digest(function: Callable[..., Any]) -> str:
         file = inspect.getsourcefile(function)
     except TypeError:
         file = None
-    return file_digest(Path(file)) if file else f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    return file_digest(Path(file)) if file else repr(type(function))
 
 
 def numbers(inputs: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -110,7 +111,12 @@ class RawPreparation(nn.Module):
     """
 
     def __init__(
-        self, *, image_size: Sequence[int] | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, channels: int | None = None
+        self,
+        *,
+        image_size: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
@@ -138,7 +144,9 @@ class RawPreparation(nn.Module):
 
 def _per_channel(given: Sequence[float], images: Tensor) -> Tensor:
     if len(given) not in (1, images.shape[1]):
-        raise TeacherError(f"teacher.mean and teacher.std have {len(given)} numbers, the images have {images.shape[1]} channels", code="U031")
+        raise TeacherError(
+            f"teacher.mean and teacher.std have {len(given)} numbers, the images have {images.shape[1]} channels", code="U031"
+        )
     return torch.tensor(given, dtype=images.dtype).reshape(1, -1, 1, 1)
 
 
@@ -161,7 +169,9 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
         parts = [f"missing in the file: {_some(missing)}"] if missing else []
         parts += [f"not in the module: {_some(unexpected)}"] if unexpected else []
         parts += [f"other shapes: {_some(shapes)}"] if shapes else []
-        raise TeacherError(f"{path} does not fit {type(module).__name__}; " + "; ".join(parts) + ". Its answers would be random", code="U014")
+        raise TeacherError(
+            f"{path} does not fit {type(module).__name__}; " + "; ".join(parts) + ". Its answers would be random", code="U014"
+        )
     matrices = [value for value in state.values() if value.is_floating_point() and value.ndim >= 2]
     zeros = sum(1 for value in matrices if not value.any())
     if matrices and zeros * 2 >= len(matrices):

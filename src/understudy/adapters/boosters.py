@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from understudy.adapters._loading import existing, file_digest, require
-from understudy.answers import to_logits
+from understudy.answers import Output, to_logits
 from understudy.errors import TeacherError, did_you_mean
 from understudy.signals import Signals
 from understudy.tasks import Task
@@ -57,7 +57,7 @@ class BoosterTeacher:
             said = np.asarray(self._ask(arranged), dtype=np.float32).reshape(len(inputs), -1)
         except (ValueError, TypeError, RuntimeError) as error:
             raise TeacherError(f"{self.name} cannot answer these rows: {str(error).splitlines()[0]}", code="U031") from error
-        output = "values" if self.task.kind == "regression" else "logits"
+        output: Output = "values" if self.task.kind == "regression" else "logits"
         return {self.task.signal: to_logits(torch.from_numpy(said), output, self.task)}
 
     def fingerprint(self) -> dict[str, str]:
@@ -75,7 +75,9 @@ class BoosterTeacher:
             lacking = [name for name in self._features if name not in frame.columns]
             if lacking:
                 raise TeacherError(
-                    f"the teacher was fitted with column {lacking[0]!r}, which the data lacks; {did_you_mean(lacking[0], map(str, frame.columns))}", code="U031"
+                    f"the teacher was fitted with column {lacking[0]!r}, which the data lacks; "
+                    f"{did_you_mean(lacking[0], map(str, frame.columns))}",
+                    code="U031",
                 )
             return frame[list(self._features)]
         if frame.shape[1] != self._width:
@@ -124,7 +126,8 @@ def _load_lightgbm(path: Path, task: Task, classes: Sequence[str] | None) -> Boo
     except (lightgbm.basic.LightGBMError, ValueError) as error:
         raise TeacherError(f"{path} is no LightGBM model: {str(error).splitlines()[0]}", code="U032") from None
     objective = str(said.get("objective", "")).split(" ")[0]
-    _refuse_objective(path, objective, task, regression=objective not in ("binary", "multiclass", "multiclassova", "cross_entropy", "lambdarank"))
+    scores = ("binary", "multiclass", "multiclassova", "cross_entropy", "lambdarank")
+    _refuse_objective(path, objective, task, regression=objective not in scores)
     features = list(booster.feature_name())
     levels = [bool(said["feature_infos"].get(name, {}).get("values")) for name in features]
 

@@ -92,9 +92,7 @@ def _match(classes: Sequence[str] | None, task: Task, answers: Tensor) -> ClassM
         return None
 
 
-def load(
-    path: str | Path, *, rows: Rows, task: Task, classes: Sequence[str] | None = None, output: Output = "auto"
-) -> PredictionsTeacher:
+def load(path: str | Path, *, rows: Rows, task: Task, classes: Sequence[str] | None = None, output: Output = "auto") -> PredictionsTeacher:
     """The predictions in a file, aligned with these rows; columns other than the key are classes by name.
 
     A wrong count is U016; an order that labels do not support is U017.
@@ -103,26 +101,21 @@ def load(
     columns, names, values = _read(path)
     if values.shape[1] == 0:
         raise TeacherError(f"{path} has no column of predictions", code="U016")
-    kept = np.arange(len(rows))
     by_key = columns is not None
     if columns is not None:
-        kept = _align(path, columns[0], columns[1], rows)
-        values = values[kept[kept >= 0]]
-        keys = rows.keys[kept >= 0]
-    else:
-        if len(values) != len(rows):
-            raise TeacherError(
-                f"{path}: {len(rows):,} rows, {len(values):,} predictions, and no column key, row or id says which is which", code="U016"
-            )
-        keys = rows.keys
-    raw = torch.as_tensor(np.asarray(values, dtype=np.float64)).float()
+        values = values[_align(path, columns[0], columns[1], rows)]
+    elif len(values) != len(rows):
+        raise TeacherError(
+            f"{path}: {len(rows):,} rows, {len(values):,} predictions, and no column key, row or id says which is which", code="U016"
+        )
+    raw = torch.from_numpy(np.array(values, dtype=np.float32))
     classes = names if classes is None else classes
     if task.kind == "regression" and raw.shape[1] > 1:
         raise TeacherError(f"{path} has {raw.shape[1]} columns of numbers ({', '.join(names or ())}), a regression needs one", code="U010")
     if task.kind == "regression" or raw.shape[1] == 1:
         classes = task.classes if task.single_label else None
     teacher = PredictionsTeacher(
-        keys, to_logits(raw, output, task), kind=rows.kind, task=task, classes=classes, name=path.name, content=file_digest(path)
+        rows.keys, to_logits(raw, output, task), kind=rows.kind, task=task, classes=classes, name=path.name, content=file_digest(path)
     )
     if not by_key:
         fits, said = teacher.agreement(rows)
@@ -142,14 +135,14 @@ def _read(path: Path) -> tuple[tuple[str, np.ndarray[Any, Any]] | None, tuple[st
     if path.suffix == ".npz":
         return _read_npz(path)
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={name: str for name in ("key", "id")})
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(("key", "id"), str))
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise TeacherError(f"{path} cannot be read: {str(error).splitlines()[0]}", code="U034") from None
     key = next((name for name in _KEY_COLUMNS if name in frame.columns), None)
     rest = frame.drop(columns=[name for name in _KEY_COLUMNS if name in frame.columns])
     text = [str(name) for name in rest.columns if rest[name].dtype.kind not in "iufb"]
     if text:
-        raise TeacherError(f"{path}: column {text[0]!r} is not numbers; a file of predictions has one column of scores per class", code="U034")
+        raise TeacherError(f"{path}: column {text[0]!r} is not numbers; a file of predictions has one column per class", code="U034")
     keys = None if key is None else (key, frame[key].to_numpy())
     return keys, tuple(str(name) for name in rest.columns), rest.to_numpy(dtype=np.float64)
 
@@ -169,17 +162,19 @@ def _read_npz(path: Path) -> tuple[tuple[str, np.ndarray[Any, Any]] | None, tupl
 
 
 def _align(path: Path, name: str, given: np.ndarray[Any, Any], rows: Rows) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """For each row of the data its line in the file, -1 where there is none; duplicates are refused."""
+    """For each row of the data its line in the file; a row without one and a line said twice are refused."""
     import pandas as pd
 
     index = pd.Index(given if name == "row" else [str(value) for value in given])
     if not index.is_unique:
-        raise TeacherError(f"{path}: column {name!r} says {index[index.duplicated()][0]!r} more than once", code="U016")
+        raise TeacherError(f"{path}: column {name!r} says '{index[index.duplicated()][0]}' more than once", code="U016")
     found = index.get_indexer(pd.Index(_own_names(name, rows)))
     if (found < 0).any():
         lost = int((found < 0).sum())
         raise TeacherError(
-            f"{path}: {len(rows):,} rows, {len(rows) - lost:,} predictions found by {name!r}; the first without one is {rows.name(int(np.argmin(found)))}", code="U016"
+            f"{path}: {len(rows):,} rows, {len(rows) - lost:,} predictions found by {name!r}; "
+            f"the first without one is {rows.name(int(np.argmin(found)))}",
+            code="U016",
         )
     return np.asarray(found, dtype=np.int64)
 

@@ -22,7 +22,18 @@ from understudy.signals import Signals
 from understudy.tasks import Task
 from understudy.teachers import digest
 
-_SELF_SCORING = ("Forest", "ExtraTree", "GradientBoosting", "XGB", "LGBM", "CatBoost", "Neighbors", "DecisionTree", "Bagging", "AdaBoost", "GaussianProcess")
+_SELF_SCORING = (
+    "Forest",
+    "Tree",
+    "GradientBoosting",
+    "XGB",
+    "LGBM",
+    "CatBoost",
+    "Neighbors",
+    "Bagging",
+    "AdaBoost",
+    "GaussianProcess",
+)
 
 
 def load(path: str | Path, *, task: Task, trust: bool = False, classes: Sequence[str] | None = None) -> SklearnTeacher:
@@ -33,7 +44,9 @@ def load(path: str | Path, *, task: Task, trust: bool = False, classes: Sequence
         estimator = _read_skops(path, trust) if path.suffix == ".skops" else _read_pickle(path, trust)
     for warning in heard:
         if type(warning.message).__name__ == "InconsistentVersionWarning":
-            raise TeacherError(f"{path}: {warning.message}. Install the version it was saved with, or fit and save it again", code="U032")
+            # The rest of its text is a link to a page.
+            said = str(warning.message).split(". ")[0]
+            raise TeacherError(f"{path}: {said}. Install the version it was saved with, or fit and save it again", code="U032")
     return SklearnTeacher(estimator, task=task, name=path.name, classes=classes, content=file_digest(path))
 
 
@@ -64,7 +77,7 @@ def _read_pickle(path: Path, trust: bool) -> Any:
     try:
         return joblib.load(path)
     except (ImportError, AttributeError) as error:
-        raise TeacherError(f"{path} needs code that is not here: {error}. Install that package, or run where it can be imported", code="U032") from error
+        raise TeacherError(f"{path} needs code that is not here: {error}. Install that package", code="U032") from error
     except (pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
         raise TeacherError(f"{path} cannot be read: {error}", code="U032") from error
 
@@ -92,7 +105,9 @@ class SklearnTeacher:
         _refuse_wrong_kind(estimator, task)
         own = _class_names(estimator, task)
         if classes is not None and own is not None and columns is None and len(classes) != len(own):
-            raise TeacherError(f"teacher.classes names {len(classes)} classes, the estimator answers {len(own)} ({', '.join(own[:8])})", code="U010")
+            raise TeacherError(
+                f"teacher.classes names {len(classes)} classes, the estimator answers {len(own)} ({', '.join(own[:8])})", code="U010"
+            )
         self.classes = tuple(classes) if classes is not None else own
         self._columns = columns
         self._content = content
@@ -115,7 +130,11 @@ class SklearnTeacher:
 
     def fingerprint(self) -> dict[str, str]:
         versions = require("sklearn", "core").__version__
-        return {"estimator": type(self.estimator).__name__, "content": self._content or digest(pickle.dumps(self.estimator)), "scikit-learn": versions}
+        return {
+            "estimator": type(self.estimator).__name__,
+            "content": self._content or digest(pickle.dumps(self.estimator)),
+            "scikit-learn": versions,
+        }
 
     def parameters(self) -> int | None:
         return count_parameters(self.estimator)
@@ -178,7 +197,7 @@ def _refuse_wrong_kind(estimator: Any, task: Task) -> None:
             code="U032",
         )
     if task.kind == "regression" and scores:
-        raise TeacherError(f"{type(estimator).__name__} is a classifier, the task is regression; say task = 'multiclass' or give a regressor", code="U032")
+        raise TeacherError(f"{type(estimator).__name__} is a classifier, the task is regression; give a regressor", code="U032")
 
 
 def _class_names(estimator: Any, task: Task) -> tuple[str, ...] | None:

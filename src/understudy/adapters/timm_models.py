@@ -47,7 +47,9 @@ def load(
             code="U014",
         )
     prepare = preparation(module, image_size=image_size, mean=mean, std=std)
-    return TorchTeacher(module, task=task, classes=classes, prepare=prepare, output=output, name=place, batch_size=batch_size, device=device)
+    return TorchTeacher(
+        module, task=task, classes=classes, prepare=prepare, output=output, name=place, batch_size=batch_size, device=device
+    )
 
 
 def build(name: str, *, classes: int, pretrained: bool = False, in_chans: int = 3, options: dict[str, Any] | None = None) -> nn.Module:
@@ -62,8 +64,8 @@ def build(name: str, *, classes: int, pretrained: bool = False, in_chans: int = 
             module = timm.create_model(name, pretrained=True, **arguments)
         except (OSError, RuntimeError, ValueError) as error:
             raise TeacherError(
-                f"the published weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). Without network: place a .safetensors "
-                "here and say weights = 'FILE.safetensors', pretrained = false",
+                f"the published weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). Without network: place a "
+                ".safetensors here and say weights = 'FILE.safetensors', pretrained = false",
                 code="U015",
             ) from error
     else:

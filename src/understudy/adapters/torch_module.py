@@ -34,7 +34,8 @@ def load(
     module = build(place, options or {})
     if weights is None:
         raise TeacherError(
-            f"{place} has no weights: its answers would be random. Say weights = 'teacher.safetensors', or weights = 'factory' when the factory loads them",
+            f"{place} has no weights: its answers would be random. Say weights = 'teacher.safetensors', "
+            "or weights = 'factory' when the factory loads them",
             code="U014",
         )
     if weights != FACTORY:

@@ -57,7 +57,7 @@ def card(
         *_teacher(teacher),
         "## Limits",
         "",
-        "- It answers every row, also rows that resemble nothing in its training data; an unknown category counts as none of the known ones.",
+        "- It answers every row, also one that resembles nothing in its training data; an unknown category counts as none of the known.",
         "- It has learned from its teacher, and so what the teacher gets wrong.",
         "- `checksums.json` holds the SHA-256 of every file here.",
         "",

@@ -46,19 +46,24 @@ def tree_node(estimator: Any, task: Task, *, reads: str, gives: str) -> NodeProt
     if len(kinds) > 1 or kinds == {"other"}:
         return None
     scores = kinds == {"lightgbm"} and task.kind != "regression"
-    base = np.zeros(task.outputs)
     trees: list[_Tree] = []
     for label, member in enumerate(members):
         if _kind(member) == "constant":
             present = int(member.classes_[0])
-            base[label] = (-NEVER if present else NEVER) if scores else present
-        else:
-            targets = (label,) if isinstance(estimator, PerLabel) else _targets(member, task)
-            trees += list(_trees(member, targets, positive=isinstance(estimator, PerLabel)))
-            if scores and task.single_label:
-                base[[code for code in range(task.outputs) if code not in targets]] = NEVER
+            trees.append(_constant(label, (-NEVER if present else NEVER) if scores else present))
+            continue
+        targets = (label,) if isinstance(estimator, PerLabel) else _targets(member, task)
+        trees += _trees(member, targets, positive=isinstance(estimator, PerLabel))
+        if scores and task.single_label:
+            trees += [_constant(code, NEVER) for code in range(task.outputs) if code not in targets]
     post = ("LOGISTIC" if task.kind == "multilabel" else "SOFTMAX") if scores else "NONE"
-    return _node(trees, base, task.outputs, post, reads, gives) if trees else None
+    return _node(trees, task.outputs, post, reads, gives)
+
+
+def _constant(target: int, value: float) -> _Tree:
+    """A tree of one leaf: onnxruntime leaves `base_values` out where no tree has the target."""
+    leaf = np.array([-1])
+    return _Tree(leaf, leaf, np.zeros(1, dtype=np.int64), np.zeros(1), (target,), np.full((1, 1), float(value)))
 
 
 def _kind(estimator: Any) -> str:
@@ -116,7 +121,7 @@ def _walk(node: dict[str, Any], rows: list[list[float]]) -> int:
     return at
 
 
-def _node(trees: list[_Tree], base: Array, outputs: int, post: str, reads: str, gives: str) -> NodeProto:
+def _node(trees: list[_Tree], outputs: int, post: str, reads: str, gives: str) -> NodeProto:
     nodes: dict[str, list[Any]] = {
         name: [] for name in ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids")
     }
@@ -135,18 +140,10 @@ def _node(trees: list[_Tree], base: Array, outputs: int, post: str, reads: str, 
         targets["nodeids"] += np.repeat(leaves, len(tree.targets)).tolist()
         targets["ids"] += list(tree.targets) * len(leaves)
         targets["weights"] += tree.weights[leaves].ravel().tolist()
-    return helper.make_node(
-        "TreeEnsembleRegressor",
-        [reads],
-        [gives],
-        domain="ai.onnx.ml",
-        n_targets=outputs,
-        aggregate_function="SUM",
-        post_transform=post,
-        base_values=base.tolist(),
-        **{f"nodes_{name}": value for name, value in nodes.items()},
-        **{f"target_{name}": value for name, value in targets.items()},
-    )
+    attributes: dict[str, Any] = {"n_targets": outputs, "aggregate_function": "SUM", "post_transform": post}
+    attributes |= {f"nodes_{name}": value for name, value in nodes.items()}
+    attributes |= {f"target_{name}": value for name, value in targets.items()}
+    return helper.make_node("TreeEnsembleRegressor", [reads], [gives], domain="ai.onnx.ml", **attributes)
 
 
 def _rounded_down(thresholds: Array) -> Array:

@@ -211,7 +211,9 @@ def _converted(estimator: Any, features: int, prefix: str) -> Any:
             )
     except Exception as error:
         name = type(estimator).__name__
-        raise ExportError(f"{name} cannot be written as ONNX ({str(error).strip().splitlines()[0]}). Use tree or boosted", code="U041") from None
+        raise ExportError(
+            f"{name} cannot be written as ONNX ({str(error).strip().splitlines()[0]}). Use tree or boosted", code="U041"
+        ) from None
     reads = model.graph.input[0].name
     renamed = onnx.compose.add_prefix_graph(model.graph, prefix)
     for node in renamed.node:

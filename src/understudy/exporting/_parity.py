@@ -58,7 +58,15 @@ json.dump(times, open(job + "/times.json", "w", encoding="utf-8"))
 
 
 def parity(
-    folder: Path, student_answers: Array, encoded: Array, *, raw: Any, kind: str, task: Task, tolerance: float, batches: Sequence[int] = (1, 2, 7)
+    folder: Path,
+    student_answers: Array,
+    encoded: Array,
+    *,
+    raw: Any,
+    kind: str,
+    task: Task,
+    tolerance: float,
+    batches: Sequence[int] = (1, 2, 7),
 ) -> dict[str, Any]:
     """What the artifact answers and how far that is from the student's answers (probabilities or values [rows, outputs]).
 
@@ -91,11 +99,16 @@ def _compared(answers: dict[str, Array], ours: Array, task: Task, tolerance: flo
             if other["mean"] > 1e-4 or other["agreement"] < 1 - max(tolerance, 1e-3):
                 if name.endswith("@raw"):
                     raise ExportError(
-                        f"raw rows answered by predict.py differ from the same rows encoded here: mean difference {other['mean']:.2g}", code="U043"
+                        f"raw rows answered by predict.py differ from the same rows encoded here: mean difference {other['mean']:.2g}",
+                        code="U043",
                     )
-                raise ExportError(f"the file answers differently at batch {name.rpartition('@')[2]}: mean difference {other['mean']:.2g}", code="U042")
+                raise ExportError(
+                    f"the file answers differently at batch {name.rpartition('@')[2]}: mean difference {other['mean']:.2g}", code="U042"
+                )
     rows = len(ours)
-    sentence = f"{figures['agreement']:.2%} of {rows:,} rows agree with the student, largest difference {figures['largest']:.1e}".replace("%", " %")
+    sentence = f"{figures['agreement']:.2%} of {rows:,} rows agree with the student, largest difference {figures['largest']:.1e}".replace(
+        "%", " %"
+    )
     if not (1 - figures["agreement"] <= tolerance and figures["mean"] <= max(tolerance, 1e-5)):
         raise ExportError(
             f"the exported file does not say what the student says: {sentence}, mean difference {figures['mean']:.2g}; "

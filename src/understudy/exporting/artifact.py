@@ -1,6 +1,7 @@
 """An artifact: the folder that answers rows without this package. Complete when checksums.json, written last, is there.
 
-model.onnx, signature.json, labels.json, preprocessing.json, predict.py, README.md (the model card), export.json (exporter, teacher, parity), maybe scorecard.json.
+model.onnx, signature.json, labels.json, preprocessing.json, predict.py, README.md (the model card), export.json (exporter,
+teacher, parity), and scorecard.json once it was measured.
 """
 
 from __future__ import annotations
@@ -170,7 +171,9 @@ def _finish(folder: Path, scorecard: Mapping[str, Any] | None) -> None:
     (folder / CHECKSUMS).unlink(missing_ok=True)
     if scorecard is not None:
         _write(folder / "scorecard.json", dict(scorecard))
-    signature, labels, preprocessing, about = (_read(folder / f"{name}.json") for name in ("signature", "labels", "preprocessing", "export"))
+    signature, labels, preprocessing, about = (
+        _read(folder / f"{name}.json") for name in ("signature", "labels", "preprocessing", "export")
+    )
     text = card(
         about["name"],
         Task(labels["task"], tuple(labels["classes"])),

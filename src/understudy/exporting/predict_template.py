@@ -1,4 +1,4 @@
-"""Answer rows with the model in this folder: python predict.py rows.csv --out predictions.csv
+"""Answer rows with the model in this folder: `python predict.py rows.csv --out predictions.csv`.
 
 Needs numpy and onnxruntime, and Pillow for images; nothing else. From Python: predict(folder, rows), where rows are the path
 of a .csv, .csv.gz or .npz file, an image or a folder of images, or an array of encoded rows, or a list of dictionaries.
@@ -128,7 +128,9 @@ def _read_npz(path: Path) -> tuple[list[str], Any]:
     with np.load(path, allow_pickle=False) as arrays:
         names = [name for name in ARRAY_NAMES if name in arrays.files] or (arrays.files if len(arrays.files) == 1 else [])
         if not names:
-            raise PredictError(f"{path.name} holds {', '.join(arrays.files) or 'nothing'}; the rows should be under one of {', '.join(ARRAY_NAMES)}")
+            raise PredictError(
+                f"{path.name} holds {', '.join(arrays.files) or 'nothing'}; the rows should be under one of {', '.join(ARRAY_NAMES)}"
+            )
         rows = arrays[names[0]]
     return [str(at) for at in range(len(rows))], rows
 

@@ -80,4 +80,4 @@ def logit_mse(
     if not centred:
         return functional.mse_loss(student, teacher, reduction="none").mean(-1)
     difference = student - teacher
-    return functional.mse_loss(difference, difference.mean(-1, keepdim=True).expand_as(difference), reduction="none").mean(-1)
+    return (difference - difference.mean(-1, keepdim=True)).square().mean(-1)

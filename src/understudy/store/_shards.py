@@ -45,7 +45,8 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TransferSetError(
-            f"cannot write {path}: {error.strerror or error}. What is written is whole; make room and run the same command again", code="U023"
+            f"cannot write {path}: {error.strerror or error}. What is written is whole; make room and run the same command again",
+            code="U023",
         ) from error
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -66,7 +67,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise TransferSetError(f"{path} cannot be read: {error}. Teach again into an empty folder", code="U024") from None
     if not isinstance(said, dict) or said.get("version") != VERSION:
         found = said.get("version") if isinstance(said, dict) else None
-        raise TransferSetError(f"{path} is format {found}, this version of understudy reads {VERSION}. Teach again into an empty folder", code="U024")
+        raise TransferSetError(
+            f"{path} is format {found}, this version of understudy reads {VERSION}. Teach again into an empty folder", code="U024"
+        )
     return said
 
 
@@ -102,7 +105,7 @@ def content_hash(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         seen.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        seen.update(memoryview(as_bytes(tensor)))
+        seen.update(as_bytes(tensor).data)
     return seen.hexdigest()
 
 

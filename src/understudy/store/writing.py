@@ -53,7 +53,7 @@ class TransferWriter:
     ) -> None:
         self.folder = folder
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self._plan = {
+        self._plan: dict[str, Any] = {
             "version": VERSION,
             "task": task.to_json(),
             "teacher": teacher,
@@ -109,7 +109,9 @@ class TransferWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._release()
-            raise TransferSetError(f"another process is writing {self.folder}. Wait for it, or choose another folder", code="U028") from None
+            raise TransferSetError(
+                f"another process is writing {self.folder}. Wait for it, or choose another folder", code="U028"
+            ) from None
         except OSError:
             # Some network file systems cannot lock a folder; one writer is then the user's own care.
             return
@@ -126,15 +128,19 @@ class TransferWriter:
             write_json(self.folder / PLAN, self._plan)
             return
         there = read_json(place)
+        before, now = there["fingerprint"], self._plan["fingerprint"]
         moved = [
-            f"{part}: {there['fingerprint'].get(part, 'absent')!r} there, {self._plan['fingerprint'].get(part, 'absent')!r} now"
-            for part in sorted(set(there["fingerprint"]) | set(self._plan["fingerprint"]))
-            if there["fingerprint"].get(part) != self._plan["fingerprint"].get(part)
+            f"{part}: {before.get(part, 'absent')!r} there, {now.get(part, 'absent')!r} now"
+            for part in sorted(set(before) | set(now))
+            if before.get(part) != now.get(part)
         ]
-        moved += [f"{part}: {there[part]} there, {self._plan[part]} now" for part in ("task", "dtype", "views") if there[part] != self._plan[part]]
+        moved += [
+            f"{part}: {there[part]} there, {self._plan[part]} now" for part in ("task", "dtype", "views") if there[part] != self._plan[part]
+        ]
         if moved:
             raise TransferSetError(
-                f"the transfer set {self.folder} was taught by something else:\n  " + "\n  ".join(moved) + "\nGive the teacher that was used, or teach into another folder",
+                "\n  ".join([f"the transfer set {self.folder} was taught by something else:", *moved])
+                + "\nGive the teacher that was used, or teach into another folder",
                 code="U021",
             )
         if place.name == MANIFEST:

@@ -30,10 +30,19 @@ class TablePreprocessing(nn.Module):
     `statistics` has median, mean and std of each number column in turn; `absent` the columns with missing cells.
     """
 
+    numbers: Tensor
+    median: Tensor
+    mean: Tensor
+    std: Tensor
+    absent: Tensor
+    level_columns: Tensor
+    level_codes: Tensor
+
     def __init__(self, columns: list[dict[str, Any]], statistics: list[dict[str, float]], absent: list[int], *, scale: bool) -> None:
         super().__init__()
         numbers = [index for index, column in enumerate(columns) if column["type"] == "number"]
-        levels = [(index, code) for index, column in enumerate(columns) if column["type"] != "number" for code in range(len(column["levels"]))]
+        categories = [index for index, column in enumerate(columns) if column["type"] != "number"]
+        levels = [(index, code) for index in categories for code in range(len(columns[index]["levels"]))]
         self.spec = {"kind": "table", "columns": columns, "statistics": statistics, "absent": absent, "scale": scale}
         self.scale = scale
         self.identity = not scale and not absent and len(numbers) == len(columns)
@@ -71,6 +80,9 @@ class TablePreprocessing(nn.Module):
 class ArrayPreprocessing(nn.Module):
     """Encoded array [rows, ...] -> float32, each position standardised by `mean` and `std` if given, flat if `flatten`."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, shape: list[int], mean: list[float] | None = None, std: list[float] | None = None, *, flatten: bool) -> None:
         super().__init__()
         self.scale, self.flatten = mean is not None, flatten
@@ -94,6 +106,9 @@ class ImagePreprocessing(nn.Module):
     `mean` and `std` have one value per channel, in units of 0 to 255.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: list[float], std: list[float], *, flatten: bool = False, size: list[int] | None = None) -> None:
         super().__init__()
         self.flatten = flatten
@@ -111,6 +126,9 @@ class ImagePreprocessing(nn.Module):
 @final
 class Rescale(nn.Module):
     """Network outputs around 0 and 1 -> values in the label's own unit: outputs * std + mean."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import warnings
@@ -72,9 +73,7 @@ class Student:
 
     def signals(self, inputs: Any, batch_size: int = 1024) -> Signals:
         """Answers for raw inputs, on the CPU in float32; the mode of the module is left as it was."""
-        pieces = [
-            self._answer(self.encode(_rows(inputs, slice(start, start + batch_size)))) for start in range(0, len(inputs), batch_size)
-        ]
+        pieces = [self._answer(self.encode(_rows(inputs, slice(start, start + batch_size)))) for start in range(0, len(inputs), batch_size)]
         return {self.task.signal: torch.cat(pieces) if pieces else torch.zeros(0, self.task.outputs)}
 
     def _answer(self, encoded: Tensor) -> Tensor:
@@ -153,8 +152,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights or buffers are; the CPU when it has none."""
-    first = next(module.parameters(), None)
-    first = next(module.buffers(), None) if first is None else first
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 
@@ -208,6 +206,9 @@ def _nodes(estimator: Any) -> int | None:
         return sum(int(tree.tree_.node_count) for tree in estimator.estimators_)
     if isinstance(estimator, HistGradientBoostingClassifier | HistGradientBoostingRegressor):
         return sum(len(tree.nodes) for iteration in estimator._predictors for tree in iteration)
+    if type(estimator).__name__ == "PerLabel":
+        counts = [_nodes(one) for one in estimator.estimators]
+        return None if None in counts else sum(count or 0 for count in counts)
     if type(estimator).__module__.startswith("lightgbm"):
         return sum(2 * int(tree["num_leaves"]) - 1 for tree in estimator.booster_.dump_model()["tree_info"])
     return None

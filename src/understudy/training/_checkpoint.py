@@ -81,7 +81,8 @@ class Checkpoints:
         then, now = _flat(before), _flat(json.loads(json.dumps(self.identity)))
         moved = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(then | now) if then.get(key) != now.get(key)]
         if moved:
-            raise InputError(f"{self.folder} holds the training of something else: {'; '.join(moved)}. Give another folder, or delete it", code="U033")
+            text = f"{self.folder} holds the training of something else: {'; '.join(moved)}. Give another folder, or delete it"
+            raise InputError(text, code="U033")
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:

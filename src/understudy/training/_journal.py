@@ -33,7 +33,13 @@ class Journal:
         self.window: list[tuple[int, Tensor, dict[str, Tensor]]] = []
         self.weak: dict[str, int] = {}
         self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, transient=True) if bar and sys.stderr.isatty() else None
         self.line = self.bar.add_task(name, said="") if self.bar else None
         self.board: Any = None
@@ -41,12 +47,13 @@ class Journal:
     def open(self, step: int, steps: int) -> None:
         """Start after this step: whatever an interrupted run wrote beyond it is forgotten."""
         if self.file is not None:
-            kept = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.file.exists() else []
-            self.file.write_text("".join(line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= step), encoding="utf-8")
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.file.exists() else []
+            whole = [line for line in lines if line.endswith("\n")]
+            self.file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
             if importlib.util.find_spec("tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.board = SummaryWriter(str(self.file.parent / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+                self.board = SummaryWriter(str(self.file.parent / "tensorboard"), purge_step=step + 1 if step else None)
         if self.bar is not None and self.line is not None:
             self.bar.update(self.line, total=steps, completed=step)
             self.bar.start()
@@ -112,6 +119,7 @@ class Journal:
                 self.weak[term] = said["step"]
             elif said["step"] - since >= PATIENCE:
                 self.weak[term] = -1
-                text = f"{self.name}: the term {term!r} has had less than 0.1 % of the gradient for {said['step'] - since} steps; raise its weight"
+                steps = said["step"] - since
+                text = f"{self.name}: the term {term!r} has had less than 0.1 % of the gradient for {steps} steps; raise its weight"
                 self._put({**said, "warning": text})
                 self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)

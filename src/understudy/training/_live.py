@@ -117,10 +117,10 @@ def make_optimizer(parameters: list[nn.Parameter], options: OptimizerSection) ->
         flat = [weight for weight in parameters if weight.ndim < 2]
         groups = [{"params": [weight for weight in parameters if weight.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    lr, decay, momentum = options.lr, options.weight_decay, options.momentum
     if options.optimizer == "sgd":
-        momentum = options.momentum
-        return torch.optim.SGD(groups, lr=options.lr, weight_decay=options.weight_decay, momentum=momentum, nesterov=momentum > 0, fused=True)
-    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        return torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=momentum, nesterov=momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
 
 
 def copied(module: nn.Module) -> Weights:

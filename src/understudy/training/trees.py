@@ -110,7 +110,9 @@ def _blended(labels: Array | None, said: Array | None, alpha: float, task: Task)
         assert said is not None
         return said
     known = task.labelled(labels)
-    wanted = np.eye(task.outputs)[np.where(known, labels, 0)] if task.single_label else np.where(known[:, None], labels, 0).astype(np.float64)
+    wanted = (
+        np.eye(task.outputs)[np.where(known, labels, 0)] if task.single_label else np.where(known[:, None], labels, 0).astype(np.float64)
+    )
     if said is None:
         return wanted
     return np.where(known[:, None], alpha * said + (1 - alpha) * wanted, said)
@@ -132,4 +134,6 @@ def _check(estimator: Any, task: Task, labels: Array | None, teacher: Array | No
     if task.kind == "regression" and not is_regressor(estimator):
         raise InputError(f"{name} gives classes, but the task is a regression. Use a regressor", code="U064")
     if task.kind != "regression" and not callable(getattr(estimator, "predict_proba", None)):
-        raise InputError(f"{name} gives no probabilities (predict_proba), but the task is {task.kind}. Use a classifier that does", code="U064")
+        raise InputError(
+            f"{name} gives no probabilities (predict_proba), but the task is {task.kind}. Use a classifier that does", code="U064"
+        )
