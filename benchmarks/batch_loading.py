@@ -27,15 +27,17 @@ ROWS, WIDTH, CLASSES, BATCH, ROUNDS, LIMIT = 50_000, 784, 100, 256, 1001, 1.5
 def mapped(folder: Path, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The array as a read-only memory map."""
     np.save(folder / name, array)
-    return np.load(folder / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
 
 
 def compare(inputs: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> bool:
+    """Print the medians and their paired ratio; whether the limit is kept."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         data = TrainingSet(torch.from_numpy(inputs), None, None, {"logits": torch.from_numpy(logits)})
     draw = np.random.default_rng(0)
-    bare, ours = [], []
+    bare: list[float] = []
+    ours: list[float] = []
     for turn in range(ROUNDS):
         rows = draw.integers(0, ROWS, BATCH)
         positions = torch.from_numpy(rows)
@@ -54,6 +56,7 @@ def compare(inputs: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> bool:
 
 
 def main() -> int:
+    """Both kinds of inputs."""
     torch.set_num_threads(1)
     draw = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as name:

@@ -150,6 +150,14 @@ def test_teachers_trained_here(frame: pd.DataFrame, target: Any, kind: Any, task
     assert (teacher.parameters() or 0) > 0
 
 
+def test_a_trained_teacher_is_kept(tmp_path: Path, frame: pd.DataFrame, target: Any) -> None:
+    made = estimators.train_estimator("forest", frame, target, TWO, options={"n_estimators": 3, "n_jobs": 1})
+    estimators.save(made, tmp_path / "new" / "forest.joblib")
+    kept = estimators.load(tmp_path / "new" / "forest.joblib", task=TWO, trust=True)
+    torch.testing.assert_close(kept.signals(frame), made.signals(frame), rtol=0, atol=0)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["forest.joblib"]
+
+
 def test_images_are_flattened_and_bad_options_are_refused() -> None:
     images = np.random.default_rng(0).integers(0, 255, (30, 4, 4, 1), dtype=np.uint8)
     labels = np.arange(30) % 3

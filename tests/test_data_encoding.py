@@ -26,7 +26,11 @@ def test_through_json() -> None:
     encoding = TableEncoding.fit(TRAIN, 8)
     said = json.loads(json.dumps(encoding.to_json()))
     assert said == {
-        "columns": [{"name": "n", "type": "number"}, {"name": "flag", "type": "number"}, {"name": "c", "type": "category", "levels": ["a", "b"]}]
+        "columns": [
+            {"name": "n", "type": "number"},
+            {"name": "flag", "type": "number"},
+            {"name": "c", "type": "category", "levels": ["a", "b"]},
+        ]
     }
     assert TableEncoding.from_json(said) == encoding
 

@@ -15,7 +15,11 @@ cells = st.one_of(st.none(), st.integers(-5, 5), st.floats(allow_nan=True, width
 texts = st.one_of(st.none(), st.text(max_size=4))
 frames = st.lists(st.tuples(cells, texts, st.booleans()), min_size=1, max_size=8).map(
     lambda rows: pd.DataFrame(
-        {"n": [float("nan") if r[0] is None else r[0] for r in rows], "t": pd.array([r[1] for r in rows], dtype="object"), "b": [r[2] for r in rows]}
+        {
+            "n": [float("nan") if r[0] is None else r[0] for r in rows],
+            "t": pd.array([r[1] for r in rows], dtype="object"),
+            "b": [r[2] for r in rows],
+        }
     )
 )
 
@@ -50,7 +54,9 @@ def test_numbers_are_equal_whatever_their_type() -> None:
     assert (content_keys(pd.DataFrame({"a": pd.Categorical(["3", "0"])}), "table") == keys[0]).all()
 
 
-@pytest.mark.parametrize(("one", "other"), [("3", "3.0"), ("3", "03"), ("nan", None), ("inf", 1e308), ("0", "-0"), ("a", "b"), (2**60, 2**60 + 1)])
+@pytest.mark.parametrize(
+    ("one", "other"), [("3", "3.0"), ("3", "03"), ("nan", None), ("inf", 1e308), ("0", "-0"), ("a", "b"), (2**60, 2**60 + 1)]
+)
 def test_different_cells_have_different_keys(one: object, other: object) -> None:
     assert len(np.unique(content_keys(pd.DataFrame({"a": [one, other]}), "table"), axis=0)) == 2
 

@@ -104,7 +104,9 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 def test_misspelt_columns_are_all_named(tmp_path: Path) -> None:
     said = refusal(write(tmp_path, GOOD), label="incme", ignore=["jb"], split_column="fold")
-    assert "U107 No column 'incme' (data.label) in rows.csv; did you mean 'income'? Distillation does not need labels, evaluation does" in said
+    assert (
+        "U107 No column 'incme' (data.label) in rows.csv; did you mean 'income'? Distillation does not need labels, evaluation does" in said
+    )
     assert "No column 'jb' (data.ignore) in rows.csv; did you mean 'job'?" in said
     assert "No column 'fold' (data.split) in rows.csv; there is: age, job, income" in said
 

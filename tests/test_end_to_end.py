@@ -58,7 +58,9 @@ def forest(folder: Path, path: Path) -> Path:
     return folder / "forest.joblib"
 
 
-def test_table_and_trained_model_to_measured_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_trained_model_to_measured_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = table(tmp_path)
     teacher = forest(tmp_path, path)
     out = tmp_path / "runs" / "cells"
@@ -75,7 +77,16 @@ def test_table_and_trained_model_to_measured_artifact(tmp_path: Path, monkeypatc
     assert card["models"]["exported"]["quality"]["accuracy"]["mean"] == pytest.approx(accuracy, abs=0.02)
     artifact = out / "artifact"
     there = {entry.name for entry in artifact.iterdir()}
-    assert {"model.onnx", "signature.json", "labels.json", "preprocessing.json", "README.md", "scorecard.json", "checksums.json", "predict.py"} <= there
+    assert {
+        "model.onnx",
+        "signature.json",
+        "labels.json",
+        "preprocessing.json",
+        "README.md",
+        "scorecard.json",
+        "checksums.json",
+        "predict.py",
+    } <= there
 
     assert run(monkeypatch, *said) == 0
     assert "was complete" in capsys.readouterr().out
@@ -109,10 +120,22 @@ def test_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_diabetes(as_frame=True)
     data.frame.to_csv(tmp_path / "diabetes.csv", index=False)
     joblib.dump(RandomForestRegressor(60, random_state=0).fit(data.data.iloc[:250], data.target.iloc[:250]), tmp_path / "forest.joblib")
-    said = ["distill", "--teacher", str(tmp_path / "forest.joblib"), "--trust", "--data", str(tmp_path / "diabetes.csv"), "--label", "target"]
+    said = [
+        "distill",
+        "--teacher",
+        str(tmp_path / "forest.joblib"),
+        "--trust",
+        "--data",
+        str(tmp_path / "diabetes.csv"),
+        "--label",
+        "target",
+    ]
     for student in ("tree", "mlp"):
         out = tmp_path / student
-        assert run(monkeypatch, *said, "--student", student, "--out", str(out), "--set", "train.epochs=40", "--set", "measure.latency=false") == 0
+        assert (
+            run(monkeypatch, *said, "--student", student, "--out", str(out), "--set", "train.epochs=40", "--set", "measure.latency=false")
+            == 0
+        )
         card = json.loads((out / "scorecard.json").read_text())
         assert card["task"]["kind"] == "regression"
         assert card["models"]["exported"]["quality"]["r2"]["mean"] > 0.0
@@ -159,8 +182,8 @@ def test_images_with_views_in_a_folder(tmp_path: Path, monkeypatch: pytest.Monke
         model = "convnet"
         options = {{width = 6, depth = 2}}
         [train]
-        epochs = 8
-        lr = 4e-3
+        epochs = 30
+        lr = 8e-3
         batch_size = 32
         augment = {{shift = 1}}
         [measure]

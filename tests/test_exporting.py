@@ -162,6 +162,17 @@ def test_cells_at_a_threshold_go_where_the_estimator_sends_them(kind, tmp_path):
     np.testing.assert_allclose(said, our_probabilities(student, edge), atol=2e-6)
 
 
+@pytest.mark.parametrize("missing", [False, True], ids=["none in training", "some in training"])
+@pytest.mark.parametrize("kind", ["tree", "forest", "lightgbm"])
+def test_missing_cells_go_where_the_estimator_sends_them(kind, missing, tmp_path):
+    features, codes = numbers(600, 3), np.random.default_rng(1).integers(0, 3, 600)
+    gaps = np.where(np.random.default_rng(2).random(features.shape) < 0.3, np.nan, features).astype(np.float32)
+    estimator = {"tree": tree(THREE), "forest": RandomForestClassifier(5, random_state=0), "lightgbm": boosted(THREE, rounds=5)}[kind]
+    student = Student("small", THREE, preprocessing=nn.Identity(), estimator=estimator.fit(gaps if missing else features, codes))
+    _, said = session_answers(student, gaps, tmp_path / "model.onnx")
+    np.testing.assert_allclose(said, our_probabilities(student, gaps), atol=2e-6)
+
+
 def test_thresholds_are_rounded_down():
     above_a_float32 = np.array([0.1, 1.0, -0.1, 16777217.0, 1e-35])
     down = _ensembles._rounded_down(above_a_float32)

@@ -148,6 +148,27 @@ def test_a_plain_loop_gives_the_same_weights(digits: dict[str, Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weights_decay_as_in_pytorch_but_biases_do_not(digits: dict[str, Tensor], optimizer: str) -> None:
+    data = some(digits, 64)
+    said = {"lr": 0.1, "weight_decay": 0.3, "schedule": "constant", "warmup": 0.0, "batch_size": 64}
+    module = fitted(data, Objective.labels_only(TASK), optimizer=optimizer, epochs=5, **said)
+    plain = mlp(64, 10, hidden=[16], seed=0)
+    groups = [
+        {"params": [w for w in plain.parameters() if w.ndim == 2], "weight_decay": 0.3},
+        {"params": [w for w in plain.parameters() if w.ndim == 1], "weight_decay": 0.0},
+    ]
+    steps = torch.optim.AdamW(groups, lr=0.1) if optimizer == "adamw" else torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    for epoch in range(5):
+        rows = row_order(64, 1, epoch)
+        assert data.labels is not None
+        steps.zero_grad()
+        nn.functional.cross_entropy(plain(data.inputs[rows]), data.labels[rows]).backward()
+        steps.step()
+    for one, other in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_averaged_weights_are_validated_and_kept(digits: dict[str, Tensor]) -> None:
     seen: list[dict[str, Tensor]] = []
 

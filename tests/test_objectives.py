@@ -129,7 +129,7 @@ def test_labels_that_are_all_there_are_the_plain_mean() -> None:
 
 def test_a_loss_that_knows_nothing_of_missing_labels_is_safe() -> None:
     def own(student: Tensor, labels: Tensor) -> Tensor:
-        return (student - labels).abs().sum(1)
+        return (student - labels).square().sum(1)
 
     student = said_by(REGRESSION)
     batch = batch_for(REGRESSION, labelled=[True] * 3 + [False] * 5)
@@ -355,6 +355,15 @@ def test_a_live_objective_passes(task: Task) -> None:
     assert all(finding.gradient > 0 for finding in findings)
     assert all(parameter.grad is None for parameter in module.parameters())
     assert str(findings[0]).endswith(": fine")
+
+
+def test_a_parameter_that_the_batch_does_not_use_is_fine() -> None:
+    module = student_for(MULTICLASS)
+    unused = nn.Parameter(torch.ones(2))
+    findings = Objective.soft_labels(task=MULTICLASS).signal_test(
+        speaking(module, MULTICLASS), batch_for(MULTICLASS), [unused, *module.parameters()]
+    )
+    assert {finding.level for finding in findings} == {"fine"}
 
 
 def dead(objective: Objective, forward: Callable[[Batch], Signals], batch: Batch, module: nn.Module) -> str:

@@ -16,15 +16,17 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     help="A teacher and data in, a small model out, in a file that runs anywhere, with proof.",
-    epilog="Start: [bold]understudy distill recipes/digits.toml[/]   ·   your own: [bold]understudy distill --teacher forest.joblib --trust "
-    "--data adult.csv --label income --student tree --out runs/adult[/]",
+    epilog="Start: understudy distill recipes/digits.toml. Your own: understudy distill --teacher forest.joblib --trust "
+    "--data adult.csv --label income --student tree --out runs/adult",
 )
 
 RecipeFile = Annotated[Path | None, typer.Argument(help="a recipe (TOML); or say everything with options", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="change one option: --set train.epochs=3", show_default=False)]
-Teacher = Annotated[str | None, typer.Option(help="file, package.module:factory or timm:NAME; `train:mlp` trains one here", show_default=False)]
+Teacher = Annotated[
+    str | None, typer.Option(help="file, package.module:factory or timm:NAME; `train:mlp` trains one here", show_default=False)
+]
 Weights = Annotated[str | None, typer.Option(help="state dict of a torch teacher (.safetensors)", show_default=False)]
 Trust = Annotated[bool, typer.Option("--trust", help="load files that can execute code (.joblib, .pkl)")]
 Data = Annotated[str | None, typer.Option(help="CSV, Parquet, .npz, folder or zip of images, package.module:function", show_default=False)]
@@ -35,7 +37,9 @@ Task = Annotated[str | None, typer.Option(help="multiclass, binary, multilabel o
 StudentModel = Annotated[str | None, typer.Option("--student", help="tree, boosted, mlp, convnet, timm:NAME, ...", show_default=False)]
 Out = Annotated[Path | None, typer.Option(help="the run's folder", show_default=False)]
 Seeds = Annotated[int | None, typer.Option(help="how many seeds: 3 means 0, 1, 2", min=1, show_default=False)]
-Require = Annotated[list[str] | None, typer.Option(help='gate for CI: --require "agreement>=0.95"; exit status 1 if not met', show_default=False)]
+Require = Annotated[
+    list[str] | None, typer.Option(help='gate for CI: --require "agreement>=0.95"; exit status 1 if not met', show_default=False)
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start the students over; the transfer set is kept")]
 
 
@@ -71,9 +75,13 @@ def _recipe(given: dict[str, Any]) -> Any:
     if given.get("require"):
         _put(said, "measure.require", list(given["require"]))
     if path is None:
-        lacking = [f"--{name}" for name, there in (("teacher", "teacher" in said), ("data", "data" in said), ("out", "out" in said)) if not there]
+        lacking = [
+            f"--{name}" for name, there in (("teacher", "teacher" in said), ("data", "data" in said), ("out", "out" in said)) if not there
+        ]
         if lacking:
-            raise RecipeError(f"without a recipe these are needed: {', '.join(lacking)} (or give a recipe: understudy distill recipe.toml)", code="U002")
+            raise RecipeError(
+                f"without a recipe these are needed: {', '.join(lacking)} (or give a recipe: understudy distill recipe.toml)", code="U002"
+            )
     return recipes.parse(said)
 
 

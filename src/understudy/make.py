@@ -70,7 +70,7 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
     path = Path(said.root, place)
     name = path.name.lower()
     if name.endswith(".npz"):
-        return arrays.read_arrays(path, said.kind)
+        return arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
     if path.is_dir() or name.endswith(".zip"):
         labels_csv = Path(said.root, said.labels) if said.labels is not None else None
         column = said.label if isinstance(said.label, str) else "label"
@@ -113,9 +113,7 @@ def _names(source: Source) -> np.ndarray[Any, Any]:
 
 
 def _rows(source: Source, labels: Any) -> Rows:
-    return Rows(
-        source.kind, source.inputs, keys.content_keys(source.inputs, source.kind), labels, split=source.split, names=_names(source)
-    )
+    return Rows(source.kind, source.inputs, keys.content_keys(source.inputs, source.kind), labels, split=source.split, names=_names(source))
 
 
 def _same_inputs(parts: dict[str, Rows]) -> None:
@@ -174,12 +172,14 @@ def augmentation(options: OptimizerSection) -> Callable[..., Any] | None:
         return None
     unknown = set(options.augment) - {"shift", "flip"}
     if unknown:
-        raise RecipeError(f"augment: unknown option {sorted(unknown)[0]!r}; {did_you_mean(sorted(unknown)[0], ['shift', 'flip'])}", code="U002")
-    said = {"shift": int(options.augment.get("shift", 0)), "flip": bool(options.augment.get("flip", False))}
+        raise RecipeError(
+            f"augment: unknown option {sorted(unknown)[0]!r}; {did_you_mean(sorted(unknown)[0], ['shift', 'flip'])}", code="U002"
+        )
+    shift, flip = int(options.augment.get("shift", 0)), bool(options.augment.get("flip", False))
 
     def augment(batch: Any, row_keys: Any, view: Any) -> Any:
         array = batch.numpy() if isinstance(batch, torch.Tensor) else batch
-        done = views.augment_images(array, row_keys, view, **said)
+        done = views.augment_images(array, row_keys, view, shift=shift, flip=flip)
         return torch.from_numpy(done) if isinstance(batch, torch.Tensor) else done
 
     return augment
@@ -196,18 +196,24 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows) -> Teacher:
     source, classes = str(said.source), _class_names(said.classes)
     name = source.lower()
     weights = None if said.weights is None else (said.weights if said.weights == "factory" else str(Path(said.weights)))
-    picture = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
+    picture: dict[str, Any] = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
     if source.startswith("timm:"):
         return timm_models.load(
             source, task=task, classes=classes, pretrained=said.pretrained, weights=weights, options=said.options, **picture
         )
     if ":" in source and not Path(source).exists():
         if weights is not None:
-            return torch_module.load(source, weights=weights, classes=classes, output=said.output, task=task, options=said.options, **picture)
+            return torch_module.load(
+                source, weights=weights, classes=classes, output=said.output, task=task, options=said.options, **picture
+            )
         return functions.load(source, classes=classes, output=said.output, task=task)
     path = Path(source)
     if not path.exists():
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else f"there is no folder {path.parent}"
+        near = (
+            did_you_mean(path.name, [p.name for p in path.parent.iterdir()])
+            if path.parent.is_dir()
+            else f"there is no folder {path.parent}"
+        )
         raise TeacherError(f"no teacher at {source}; {near}", code="U062")
     if name.endswith((".skops", ".joblib", ".pkl", ".pickle")):
         return sklearn.load(path, trust=said.trust, task=task, classes=classes)
@@ -297,11 +303,11 @@ def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task) -> nn.Module:
     if model == "mlp":
-        return _called(mlp.mlp, features.shape[1], task.outputs, options)  # type: ignore[no-any-return]
+        return _called(mlp.mlp, features.shape[1], task.outputs, options)
     if model == "convnet":
         if features.ndim != 4:
             raise RecipeError("a convnet reads images; these rows are a table or flat arrays: use mlp, tree or boosted", code="U063")
-        return _called(convnet.convnet, features.shape[1], task.outputs, {"size": tuple(features.shape[2:]), **options})  # type: ignore[no-any-return]
+        return _called(convnet.convnet, features.shape[1], task.outputs, {"size": tuple(features.shape[2:]), **options})
     if model.startswith("timm:"):
         from understudy.adapters import timm_models
 
@@ -365,7 +371,14 @@ def _class_weights(options: OptimizerSection, task: Task, labels: np.ndarray[Any
 
 
 def training_set(
-    loaded: Loaded, train: Rows, extra: Rows | None, teacher: Signals, *, views: int, augment: Callable[..., Any] | None, only_labelled: bool = False
+    loaded: Loaded,
+    train: Rows,
+    extra: Rows | None,
+    teacher: Signals,
+    *,
+    views: int,
+    augment: Callable[..., Any] | None,
+    only_labelled: bool = False,
 ) -> TrainingSet:
     """Encoded rows with labels and the teacher's signals, aligned; `teacher` covers train then extra."""
     task = loaded.task

@@ -392,7 +392,7 @@ def _imported(place: str) -> Loss:
     if not callable(loss):
         there = [other for other, value in vars(module).items() if callable(value)]
         raise RecipeError(f"the loss {place!r}: {module_name} has no function {name!r}; {did_you_mean(name, there)}", code="U032")
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def _kind_of(loss: Loss) -> str | None:

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 
 from understudy import checks, make
+from understudy.answers import match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
 from understudy.errors import Problem, RecipeError
@@ -33,7 +34,6 @@ from understudy.recipe import Recipe, to_toml
 from understudy.store.transfer_set import TransferSet
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.answers import match_classes
 from understudy.teachers import Matched, Refittable, Teacher, check_teacher
 from understudy.teaching import out_of_fold, reask, teach
 from understudy.training.gradient import TrainingSet, train
@@ -207,11 +207,14 @@ def prepare_rows(run: Run) -> None:
         _same_rows(run, rows, kept)
     else:
         splitting.save_split(rows, kept)
-    counts = {part: int((rows.split == part).sum()) for part in ("train", "validation", "test")}
+    counts = {part: int(np.count_nonzero(rows.split == part)) for part in ("train", "validation", "test")}
     shape = f"{rows.inputs.shape[1]} columns" if rows.kind == "table" else " x ".join(map(str, rows.inputs.shape[1:]))
     labelled = 0 if rows.labels is None else int(task.labelled(rows.labels).sum())
     what = f"{task.kind}, {len(task.classes)} classes" if task.classes else task.kind
-    run.say("rows", f"{len(rows):,} of kind {rows.kind} ({shape}), {labelled:,} labelled · " + " / ".join(f"{n:,} {p}" for p, n in counts.items()))
+    run.say(
+        "rows",
+        f"{len(rows):,} of kind {rows.kind} ({shape}), {labelled:,} labelled · " + " / ".join(f"{n:,} {p}" for p, n in counts.items()),
+    )
     run.say("task", what + ("" if not 0 < len(task.classes) <= 12 else ": " + ", ".join(task.classes)))
     problems = [*run.loaded.problems, *checks.check_rows(rows, task, overlap=run.recipe.data.overlap)]
     run.warn(checks.raise_errors(problems))
@@ -283,7 +286,9 @@ def train_teacher(run: Run) -> Teacher:
     if said.model in ("forest", "boosted"):
         return make.train_estimator_teacher(said, run.task, rows, folder)
     everything = make.training_set(run.loaded, rows, None, {}, views=10**6, augment=make.augmentation(said), only_labelled=True)
-    teacher = make.build_student(said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})")
+    teacher = make.build_student(
+        said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
+    )
     objective = make.build_label_objective(said, run.task, rows.labels)
     _fit(run, teacher, objective, everything, said, said.seed, folder, "teacher")
     return teacher
@@ -312,12 +317,17 @@ def teach_rows(run: Run) -> None:
     asked = train_rows if run.extra is None else _joined(train_rows, run.extra)
     options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
     folder = run.folder / "transfer"
+    width = {"float32": 4, "float16": 2, "bfloat16": 2}[said.dtype] * task.outputs
+    needed = (len(asked) * said.views + len(rest)) * width + 17 * (len(asked) + len(rest))
+    run.warn(checks.raise_errors(checks.check_disk(run.folder, needed)))
     run.taught = teach(run.teacher, asked, folder / "training", views=said.views, augment=augment, folds=folds, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         reask(run.teacher, rows, taught, n=16, seed=0)
+    if folds is None:
+        run.warn(_in_sample(run, train_rows))
     made = "" if run.extra is None else f", {len(run.extra):,} of them synthetic"
-    fold = "" if folds is None else f" · training rows out of fold"
+    fold = "" if folds is None else " · training rows out of fold"
     view = f" x {said.views} views" if said.views > 1 else ""
     run.say("taught", f"{len(asked) + len(rest):,} rows{made}{view} · {_bytes(folder)}{fold} · 16 of each asked again: the same")
 
@@ -330,6 +340,19 @@ def _folds(run: Run, rows: Rows) -> Any:
     if said == "auto" and not (isinstance(teacher, Refittable) and teacher.self_scoring):
         return None
     return out_of_fold(teacher, rows, task=run.task, folds=5 if said == "auto" else int(said), seed=0)
+
+
+def _in_sample(run: Run, train_rows: Rows) -> list[Problem]:
+    """Whether the teacher's answers to its training rows are little more than their labels."""
+    task, validation = run.task, run.rows.part("validation")
+    scores = []
+    for rows, taught in ((train_rows, run.taught), (validation, run.held_out)):
+        assert taught is not None
+        said = taught.gather(task.signal, taught.positions(rows.keys)).float().numpy()
+        plain = said[:, 0] if taught.views > 1 else said
+        scores.append(cards.quality(plain, rows.labels, task).get(task.metric) if rows.labels is not None else None)
+    inside, outside = scores
+    return [] if inside is None or outside is None else checks.check_in_sample(inside, outside, task.metric)
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
@@ -384,7 +407,7 @@ def train_pair(run: Run, seed: int) -> dict[str, Student]:
 def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:
     recipe = run.recipe
     assert run.loaded is not None
-    real = fitted_on[: int((run.rows.split == "train").sum())]
+    real = fitted_on[: int(np.count_nonzero(run.rows.split == "train"))]
     student = make.build_student(
         recipe.student.model, recipe.student.options, run.loaded, real, run.rows.part("train").labels, seed=seed, name=recipe.student.model
     )
@@ -453,9 +476,7 @@ def _validation(run: Run) -> Callable[[Student], dict[str, float]]:
     return validate
 
 
-def _fit(
-    run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str
-) -> None:
+def _fit(run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str) -> None:
     validate = _validation(run)
     assert student.module is not None
     done = train(
@@ -531,7 +552,7 @@ def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dic
             "parity": exported["parity"],
             "teacher": run.teacher_line,
             "student": {"model": recipe.student.model, **recipe.student.options},
-            "train_rows": int((run.rows.split == "train").sum()),
+            "train_rows": int(np.count_nonzero(run.rows.split == "train")),
         },
     )
     _write_json(run.folder / "scorecard.json", card)
@@ -550,7 +571,12 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
     session = artifact.open_session(exported["folder"])
     encoded = best["student"].encode(many).numpy()
     costs["exported"] = cards.cost(
-        session, encoded[:1], encoded, seconds=seconds, parameters=_parameters(best["student"]), size=artifact.model_bytes(exported["folder"])
+        session,
+        encoded[:1],
+        encoded,
+        seconds=seconds,
+        parameters=_parameters(best["student"]),
+        size=artifact.model_bytes(exported["folder"]),
     )
     return costs
 
@@ -565,7 +591,8 @@ def _close(run: Run, card: dict[str, Any]) -> dict[str, Any]:
     run.console.print(cards.render(card))
     gates = cards.require(card, run.recipe.measure.require)
     for gate in gates:
-        run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {gate['gate']} (is {gate['value']:.4g})", highlight=False)
+        there = "was not measured" if gate["value"] is None else f"is {gate['value']:.4g}"
+        run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {gate['gate']} ({there})", highlight=False)
     card["requirements"] = gates
     _write_json(run.folder / "scorecard.json", card)
     run.say("artifact", f"{run.folder / 'artifact'} (python predict.py there needs only numpy and onnxruntime)")
@@ -592,4 +619,3 @@ def _write_lock(run: Run) -> None:
             "overrides": run.overrides,
         },
     )
-

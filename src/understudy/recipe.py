@@ -89,7 +89,9 @@ class TeacherMember(Section):
     """One teacher."""
 
     source: str | None = Field(
-        None, description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, module:factory, timm:NAME"
+        None,
+        description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
+        "module:factory, timm:NAME",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
     trust: bool = Field(False, description="allow files that can execute code when loaded")

@@ -51,7 +51,7 @@ def load(path: str | Path, *, task: Task, trust: bool = False, classes: Sequence
 
 
 def save(teacher: SklearnTeacher, path: str | Path) -> None:
-    """Keep a teacher's estimator as .joblib, whole or not at all."""
+    """Keep a teacher's estimator in a .joblib file, which is whole or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

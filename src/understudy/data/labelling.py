@@ -181,7 +181,8 @@ def _multilabel(table: pd.DataFrame, declared: list[str] | None, names: Array | 
     columns = [str(name) for name in table.columns]
     if declared is not None and len(declared) != len(columns):
         raise DataError(f"{len(declared)} classes are declared but there are {len(columns)} label columns", code="U137")
-    if declared is not None and not isinstance(table.columns, pd.RangeIndex) and set(declared) != set(columns):
+    named = not isinstance(table.columns, pd.RangeIndex)
+    if declared is not None and named and set(declared) != set(columns):
         if not all(name.isdigit() for name in columns):
             strange = next(name for name in declared if name not in columns)
             raise DataError(f"no label column for the declared class {strange!r}; {did_you_mean(strange, columns)}", code="U137")

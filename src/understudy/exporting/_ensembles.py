@@ -29,12 +29,16 @@ NEVER = -100.0
 @final
 @dataclass(frozen=True)
 class _Tree:
-    """Nodes of one tree in order, -1 as `left` of a leaf; `weights` [nodes, len(targets)] are read at leaves."""
+    """Nodes of one tree in order, -1 as `left` of a leaf; `weights` [nodes, len(targets)] are read at leaves.
+
+    `absent` says where a missing cell goes left: an estimator has an answer for it even where training had none missing.
+    """
 
     left: Array
     right: Array
     feature: Array
     threshold: Array
+    absent: Array
     targets: tuple[int, ...]
     weights: Array
 
@@ -63,7 +67,7 @@ def tree_node(estimator: Any, task: Task, *, reads: str, gives: str) -> NodeProt
 def _constant(target: int, value: float) -> _Tree:
     """A tree of one leaf: onnxruntime leaves `base_values` out where no tree has the target."""
     leaf = np.array([-1])
-    return _Tree(leaf, leaf, np.zeros(1, dtype=np.int64), np.zeros(1), (target,), np.full((1, 1), float(value)))
+    return _Tree(leaf, leaf, np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1, dtype=bool), (target,), np.full((1, 1), float(value)))
 
 
 def _kind(estimator: Any) -> str:
@@ -93,7 +97,8 @@ def _trees(estimator: Any, targets: tuple[int, ...], *, positive: bool) -> Itera
             values = values / values.sum(axis=1, keepdims=True)
         if positive:
             values = values[:, -1:]
-        yield _Tree(tree.children_left, tree.children_right, tree.feature, tree.threshold, targets, values / len(members))
+        absent = tree.missing_go_to_left.astype(bool)
+        yield _Tree(tree.children_left, tree.children_right, tree.feature, tree.threshold, absent, targets, values / len(members))
 
 
 def _lightgbm_trees(estimator: Any, targets: tuple[int, ...], *, positive: bool) -> Iterator[_Tree]:
@@ -106,25 +111,26 @@ def _lightgbm_trees(estimator: Any, targets: tuple[int, ...], *, positive: bool)
         _walk(tree["tree_structure"], rows)
         table = np.array(rows, dtype=np.float64)
         left, right, feature = (table[:, column].astype(np.int64) for column in range(3))
-        yield _Tree(left, right, feature, table[:, 3], (target,), table[:, 4:])
+        yield _Tree(left, right, feature, table[:, 3], table[:, 4] > 0, (target,), table[:, 5:])
 
 
 def _walk(node: dict[str, Any], rows: list[list[float]]) -> int:
-    """Append the node and what is below it as left, right, feature, threshold, weight; gives its position."""
+    """Append the node and what is below it as left, right, feature, threshold, absent, weight; gives its position."""
     at = len(rows)
     if "split_feature" not in node:
-        rows.append([-1, -1, 0, 0.0, node["leaf_value"]])
+        rows.append([-1, -1, 0, 0.0, 0, node["leaf_value"]])
         return at
-    rows.append([0, 0, node["split_feature"], node["threshold"], 0.0])
+    # Without missing cells in training, LightGBM takes one for zero.
+    absent = node["default_left"] if node["missing_type"] == "NaN" else node["threshold"] >= 0
+    rows.append([0, 0, node["split_feature"], node["threshold"], absent, 0.0])
     rows[at][0] = _walk(node["left_child"], rows)
     rows[at][1] = _walk(node["right_child"], rows)
     return at
 
 
 def _node(trees: list[_Tree], outputs: int, post: str, reads: str, gives: str) -> NodeProto:
-    nodes: dict[str, list[Any]] = {
-        name: [] for name in ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids")
-    }
+    parts = ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
+    nodes: dict[str, list[Any]] = {name: [] for name in parts}
     targets: dict[str, list[Any]] = {name: [] for name in ("treeids", "nodeids", "ids", "weights")}
     for number, tree in enumerate(trees):
         leaf = tree.left < 0
@@ -135,6 +141,7 @@ def _node(trees: list[_Tree], outputs: int, post: str, reads: str, gives: str) -
         nodes["featureids"] += np.where(leaf, 0, tree.feature).tolist()
         nodes["values"] += np.where(leaf, 0.0, _rounded_down(tree.threshold)).tolist()
         nodes["truenodeids"] += np.where(leaf, 0, tree.left).tolist()
+        nodes["missing_value_tracks_true"] += np.where(leaf, 0, tree.absent).tolist()
         nodes["falsenodeids"] += np.where(leaf, 0, tree.right).tolist()
         targets["treeids"] += [number] * (len(leaves) * len(tree.targets))
         targets["nodeids"] += np.repeat(leaves, len(tree.targets)).tolist()
