@@ -56,7 +56,8 @@ def read_arrays(path: str | Path, kind: Literal["auto", "array", "image"] = "aut
 def _load(path: Path) -> dict[str, Array]:
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DataError(f"{path.name} is one array; save inputs and labels by numpy.savez(path, X=..., y=...)", code="U126")
             for key in archive.files:

@@ -251,15 +251,16 @@ def _warnings(inputs: pd.DataFrame, where: str, names: Array) -> Iterable[Proble
             yield Problem("U110", f"column {name!r} of {where} has no value in any row; name it in data.ignore", "warning")
         elif pd.api.types.is_string_dtype(column.dtype):
             distinct = known.nunique()
-            if len(known) >= 20 and distinct >= 0.95 * len(known):
+            slips = [] if names is None else list(_almost_numbers(str(name), known, where, names))
+            if slips:
+                yield from slips
+            elif len(known) >= 20 and distinct >= 0.95 * len(known):
                 yield Problem(
                     "U111",
                     f"column {name!r} of {where} holds {distinct} different texts in {len(known)} rows, as names and ids do;"
                     " a model cannot learn from them. Name it in data.ignore",
                     "warning",
                 )
-            elif names is not None:
-                yield from _almost_numbers(str(name), known, where, names)
         elif column.dtype.kind in "iu" and len(column) >= 20 and bool((column.diff().iloc[1:] == 1).all()):
             yield Problem("U111", f"column {name!r} of {where} counts the rows; name it in data.ignore", "warning")
 

@@ -29,7 +29,7 @@ def convnet(
     convolution into depthwise and pointwise (MobileNet, Howard et al. 2017, arXiv:1704.04861).
 
     >>> sum(weight.numel() for weight in convnet(1, 10, size=(8, 8), width=8).parameters())
-    18522
+    18482
     """
     smaller = min(size)
     stages: OrderedDict[str, nn.Module] = OrderedDict()
