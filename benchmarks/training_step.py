@@ -72,7 +72,7 @@ def compare(name: str, build: Callable[[], nn.Module], inputs: Tensor, *, epochs
             hand.append(pair["hand"])
             ours.append(pair["ours"])
     ratio = statistics.median(one / other for one, other in zip(ours, hand, strict=True))
-    over = "" if ratio <= limit else f"  ABOVE {limit}"
+    mark = "" if ratio <= limit else f"  ABOVE {limit}"
     times = f"by hand {statistics.median(hand) * 1e3:7.3f} ms   ours {statistics.median(ours) * 1e3:7.3f} ms"
     print(f"{name:24} {times}   ratio {ratio:.3f}{mark}")
     return ratio <= limit

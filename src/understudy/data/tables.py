@@ -251,7 +251,7 @@ def _warnings(inputs: pd.DataFrame, where: str, names: Array) -> Iterable[Proble
             yield Problem("U110", f"column {name!r} of {where} has no value in any row; name it in data.ignore", "warning")
         elif pd.api.types.is_string_dtype(column.dtype):
             distinct = known.nunique()
-            slips = [] if names is None else list(_almost_numbers(str(name), known, where, names))
+            slips = list(_almost_numbers(str(name), known, where, names))
             if slips:
                 yield from slips
             elif len(known) >= 20 and distinct >= 0.95 * len(known):
