@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -37,13 +38,19 @@ _TOLERANCE = {"float32": 2e-3, "float16": 1e-2, "bfloat16": 5e-2}
 class OutOfFold:
     """Answers to training rows by teachers that had not seen them; `fold` int8 [rows] is -1 where the teacher itself spoke.
 
-    `description` enters the transfer set's fingerprint: other rows or labels make other fold teachers.
+    `description` enters the transfer set's fingerprint: other rows or labels make other fold teachers. The fold teachers
+    are fitted when their answers are first read, so a transfer set that is already complete costs no fit.
     """
 
     keys: np.ndarray[Any, np.dtype[np.int64]]
-    signals: Signals
+    ask: Callable[[], Signals]
     fold: np.ndarray[Any, np.dtype[np.int8]]
     description: str
+
+    @cached_property
+    def signals(self) -> Signals:
+        """What the fold teachers say, in the order of `keys`."""
+        return self.ask()
 
 
 def teach(
@@ -202,23 +209,27 @@ def out_of_fold(teacher: Teacher, rows: Rows, *, task: Task, folds: int = 5, see
         raise TeacherError(
             f"out-of-fold answers need an estimator that can be fitted again, and labels; {teacher.name} lacks one", code="U018"
         )
-    labelled = task.labelled(rows.labels)
-    fold = assign_folds(rows.keys, rows.labels, labelled, task, folds=folds, seed=seed)
-    answers = torch.zeros(len(rows), task.outputs)
-    for number in range(-1, folds):
-        inside = np.flatnonzero(fold == number)
-        if not len(inside):
-            continue
-        speaker: Teacher = teacher
-        if number >= 0:
-            others = np.flatnonzero((fold != number) & (fold >= 0))
-            speaker = teacher.refit(take(rows.inputs, others), rows.labels[others])
-        for start in range(0, len(inside), batch_size):
-            positions = inside[start : start + batch_size]
-            answers[torch.from_numpy(positions)] = _answer(speaker, take(rows.inputs, positions), task)[task.signal]
+    labels = rows.labels
+    fold = assign_folds(rows.keys, labels, task.labelled(labels), task, folds=folds, seed=seed)
+
+    def ask() -> Signals:
+        answers = torch.zeros(len(rows), task.outputs)
+        for number in range(-1, folds):
+            inside = np.flatnonzero(fold == number)
+            if not len(inside):
+                continue
+            speaker: Teacher = teacher
+            if number >= 0:
+                others = np.flatnonzero((fold != number) & (fold >= 0))
+                speaker = teacher.refit(take(rows.inputs, others), labels[others])
+            for start in range(0, len(inside), batch_size):
+                positions = inside[start : start + batch_size]
+                answers[torch.from_numpy(positions)] = _answer(speaker, take(rows.inputs, positions), task)[task.signal]
+        return {task.signal: answers}
+
     order = np.lexsort((rows.keys[:, 1], rows.keys[:, 0]))
-    seen = digest(rows.keys[order].tobytes(), np.ascontiguousarray(rows.labels[order]).tobytes())
-    return OutOfFold(rows.keys, {task.signal: answers}, fold, f"{folds} folds, seed {seed}, rows {seen}")
+    seen = digest(rows.keys[order].tobytes(), np.ascontiguousarray(labels[order]).tobytes())
+    return OutOfFold(rows.keys, ask, fold, f"{folds} folds, seed {seed}, rows {seen}")
 
 
 def assign_folds(
