@@ -20,7 +20,7 @@ from understudy.tasks import Task
 Array = np.ndarray[Any, Any]
 
 _BINS = 10
-"""Strata of a regression: quantiles of the label."""
+"""Most strata of a regression, quantiles of the label; each holds about this many rows or more."""
 
 
 def split_rows(rows: Rows, task: Task, *, validation: float, test: float, seed: int) -> Rows:
@@ -42,6 +42,12 @@ def split_rows(rows: Rows, task: Task, *, validation: float, test: float, seed: 
     floors = (sizes >= 3) & (codes >= 0)
     taken_test = _quotas(sizes, test, floors, sizes - 1)
     taken_validation = _quotas(sizes, validation, floors, sizes - 1 - taken_test)
+    if (test and not taken_test.any()) or (validation and not taken_validation.any()):
+        raise DataError(
+            f"{len(first)} different rows of {len(sizes)} classes cannot be split in {wanted}; most classes have one or two rows."
+            " Give more rows of each, or give data.validation and data.test",
+            code="U151",
+        )
     words = np.full(len(first), "train", dtype="<U10")
     for start, for_test, for_validation in zip(starts, taken_test, taken_validation, strict=True):
         words[order[start : start + for_test]] = "test"
@@ -148,7 +154,8 @@ def _strata(labels: Array | None, task: Task, group: Array, groups: int) -> Arra
         lowest = np.full(groups, np.inf)
         np.minimum.at(lowest, group[there], labels[there, 0].astype(np.float64))
         known = np.isfinite(lowest)
-        edges = np.unique(np.quantile(lowest[known], np.linspace(0, 1, _BINS + 1)[1:-1]))
+        bins = max(1, min(_BINS, int(known.sum()) // _BINS))
+        edges = np.unique(np.quantile(lowest[known], np.linspace(0, 1, bins + 1)[1:-1]))
         strata[known] = np.searchsorted(edges, lowest[known], side="right")
         return strata
     if task.kind == "multilabel":
