@@ -141,6 +141,40 @@ def test_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert card["models"]["exported"]["quality"]["r2"]["mean"] > 0.0
 
 
+def test_ensemble_of_a_forest_and_a_file_of_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path, rows=400)
+    model = joblib.load(forest(tmp_path, path))
+    frame = pd.read_csv(path, na_values=["?"])
+    said = pd.DataFrame(model.predict_proba(frame.drop(columns="diagnosis"))[:, ::-1], columns=model.classes_[::-1])
+    said.insert(0, "row", range(len(said)))
+    said.to_csv(tmp_path / "said.csv", index=False)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""
+        out = "{tmp_path / "run"}"
+        [data]
+        train = "{path}"
+        label = "diagnosis"
+        [[teacher.members]]
+        source = "{tmp_path / "forest.joblib"}"
+        trust = true
+        [[teacher.members]]
+        source = "{tmp_path / "said.csv"}"
+        [student]
+        model = "boosted"
+        options = {{rounds = 10, leaves = 4}}
+        [measure]
+        latency = false
+        """
+    )
+    assert run(monkeypatch, "distill", str(recipe)) == 0
+    assert capsys.readouterr().out.count("matched by name") >= 2
+    card = json.loads((tmp_path / "run" / "scorecard.json").read_text())
+    assert card["models"]["exported"]["fidelity"]["agreement"]["mean"] > 0.85
+
+
 def test_labels_may_be_missing_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(tmp_path)
     teacher = forest(tmp_path, path)

@@ -517,6 +517,8 @@ def export_best(run: Run, students: dict[int, dict[str, Student]]) -> dict[str, 
     )
     figures = made.parity
     assert figures is not None
+    if (run.folder / "scorecard.json").exists():
+        artifact.add_scorecard(made.folder, json.loads((run.folder / "scorecard.json").read_text(encoding="utf-8")))
     run.say("exported", f"{made.folder} · {_bytes(made.folder)} · {figures['sentence']}")
     return {"seed": seed, "answers": made.answers, "parity": {k: v for k, v in figures.items() if k != "answers"}, "folder": made.folder}
 
