@@ -24,7 +24,7 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
@@ -88,7 +88,11 @@ def read_images(
             plan = _by_csv(files.names, Path(labels_csv), file_column, label_column, encoding)
         decoded = _from_cache(files, image_size, grey, cache) if cache else None
         if decoded is None:
-            decoded = _decode_all(files, image_size, grey, cache, workers or min(8, os.cpu_count() or 1), path.name)
+            try:
+                decoded = _decode_all(files, image_size, grey, cache, workers or min(8, os.cpu_count() or 1), path.name)
+            finally:
+                if cache is not None:
+                    _part(cache).unlink(missing_ok=True)
     problems = [*plan.problems, *_broken(decoded.broken, len(files.names), path.name), *_strange(files.others, path.name)]
     kept = np.array([name not in decoded.broken for name in files.names])
     labels = plan.labels[kept] if plan.labels is not None else None
@@ -229,7 +233,7 @@ def _decode_all(files: _Files, size: tuple[int, int] | None, grey: bool, cache: 
     broken: dict[str, str] = {}
     sizes: Counter[tuple[int, ...]] = Counter()
     pixels: Array | None = None
-    part = None if cache is None else cache.with_name(cache.name + ".part")
+    part = None if cache is None else _part(cache)
     filled = 0
     for name, said in _decoded_in_order(files, size, grey, workers):
         if isinstance(said, str):
@@ -270,8 +274,10 @@ def _decoded_in_order(files: _Files, size: tuple[int, int] | None, grey: bool, w
     def decode(name: str) -> Array | str:
         try:
             return _decode(files.read(name), size, grey)
+        except UnidentifiedImageError:
+            return "not an image"
         except Exception as error:  # a damaged file can raise almost anything from within a codec
-            return str(error).replace("<_io.BytesIO object", "<file") or type(error).__name__
+            return str(error) or type(error).__name__
 
     console = Console(stderr=True)
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
@@ -305,6 +311,10 @@ def _decode(data: bytes, size: tuple[int, int] | None, grey: bool) -> Array:
 
 def _card(cache: Path) -> Path:
     return cache.with_name(cache.name + ".json")
+
+
+def _part(cache: Path) -> Path:
+    return cache.with_name(cache.name + ".part")
 
 
 def _stamp(files: _Files, size: tuple[int, int] | None, grey: bool) -> str:

@@ -191,7 +191,8 @@ def _multilabel(table: pd.DataFrame, declared: list[str] | None, names: Array | 
     labels = np.empty(table.shape, dtype=np.float32)
     for at, name in enumerate(table.columns):
         column = table[name]
-        values = pd.to_numeric(column.map({True: 1, False: 0}).where(column.isin([True, False]), column), errors="coerce")
+        plain = column.map(lambda value: float(value) if isinstance(value, bool | np.bool_) else value, na_action="ignore")
+        values = pd.to_numeric(plain, errors="coerce")
         bad = np.flatnonzero((column.notna() & ~values.isin([0, 1])).to_numpy())
         if len(bad):
             raise DataError(

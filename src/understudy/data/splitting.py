@@ -192,7 +192,7 @@ def _quotas(sizes: Array, part: float, floors: Array, room: Array) -> Array:
 def _shuffle(keys: Array, seed: int) -> Array:
     """A rank per key that depends on the seed, uint64: keys are uniform already, so multiplying them by odd numbers is enough."""
     words = keys.astype(np.uint64)
-    odd = np.random.default_rng(seed).integers(0, 2**64, size=2, dtype=np.uint64) | np.uint64(1)
+    odd = np.random.default_rng(seed % 2**64).integers(0, 2**64, size=2, dtype=np.uint64) | np.uint64(1)
     return np.asarray(words[:, 0] * odd[0] + words[:, 1] * odd[1])
 
 
