@@ -7,6 +7,7 @@ of rows a student trains on. Nothing here decides what happens next; that is pip
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,8 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
             sources[part] = _read(said, place, cache)
     problems = [problem for source in sources.values() for problem in source.problems]
     task, labels = _labels(recipe, sources, problems)
-    parts = {part: _rows(source, labels[part]) for part, source in sources.items()}
-    _same_inputs(parts)
+    _same_inputs(sources)
+    parts = {part: _rows(source, labels[part], sources["train"]) for part, source in sources.items()}
     rows = _split(recipe, parts, task)
     rows, more = _without_overlap(rows, said.overlap)
     fitted = encoding.TableEncoding.fit(rows.part("train").inputs, said.max_levels) if rows.kind == "table" else None
@@ -73,16 +74,15 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
         return arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
     if path.is_dir() or name.endswith(".zip"):
         labels_csv = Path(said.root, said.labels) if said.labels is not None else None
-        column = said.label if isinstance(said.label, str) else "label"
         return images.read_images(
             path,
             image_size=said.image_size,
             grey=said.grey,
             labels_csv=labels_csv,
             file_column=said.file,
-            label_column=column,
+            label_column=said.label or "label",
             encoding=said.encoding,
-            cache=None if cache is None else cache / f"{path.stem}.npy",
+            cache=None if cache is None else cache / f"{path.stem}-{zlib.crc32(str(path.resolve()).encode()):08x}.npy",
         )
     return tables.read_table(path, label=label, ignore=said.ignore, missing=said.missing, encoding=said.encoding, split_column=said.split)
 
@@ -112,22 +112,24 @@ def _names(source: Source) -> np.ndarray[Any, Any]:
     return np.array([f"row {i}" for i in range(len(source.inputs))]) if source.names is None else np.asarray(source.names)
 
 
-def _rows(source: Source, labels: Any) -> Rows:
-    return Rows(source.kind, source.inputs, keys.content_keys(source.inputs, source.kind), labels, split=source.split, names=_names(source))
+def _rows(source: Source, labels: Any, like: Source) -> Rows:
+    # keyed on the columns that training rows have: a further column must not hide that a row is the same
+    inputs = source.inputs[list(like.inputs.columns)] if source.kind == "table" else source.inputs
+    return Rows(source.kind, inputs, keys.content_keys(inputs, source.kind), labels, split=source.split, names=_names(source))
 
 
-def _same_inputs(parts: dict[str, Rows]) -> None:
-    first = parts["train"]
-    for part, rows in parts.items():
-        if rows.kind != first.kind:
-            raise DataError(f"the train rows are of kind {first.kind!r}, the {part} rows of kind {rows.kind!r}", code="U060")
-        if rows.kind == "table":
-            missing = [column for column in first.inputs.columns if column not in rows.inputs.columns]
+def _same_inputs(sources: dict[str, Source]) -> None:
+    first = sources["train"]
+    for part, source in sources.items():
+        if source.kind != first.kind:
+            raise DataError(f"the train rows are of kind {first.kind!r}, the {part} rows of kind {source.kind!r}", code="U060")
+        if source.kind == "table":
+            missing = [column for column in first.inputs.columns if column not in source.inputs.columns]
             if missing:
-                advice = did_you_mean(missing[0], map(str, rows.inputs.columns))
+                advice = did_you_mean(missing[0], map(str, source.inputs.columns))
                 raise DataError(f"the {part} rows have no column {missing[0]!r}; {advice}", code="U060")
-        elif rows.inputs.shape[1:] != first.inputs.shape[1:]:
-            raise DataError(f"train rows have shape {first.inputs.shape[1:]}, {part} rows {rows.inputs.shape[1:]}", code="U060")
+        elif source.inputs.shape[1:] != first.inputs.shape[1:]:
+            raise DataError(f"train rows have shape {first.inputs.shape[1:]}, {part} rows {source.inputs.shape[1:]}", code="U060")
 
 
 def _split(recipe: Recipe, parts: dict[str, Rows], task: Task) -> Rows:
