@@ -116,6 +116,17 @@ def test_unmet_requirement_is_exit_status_one(tmp_path: Path, monkeypatch: pytes
     assert "did you mean 'agreement'" in capsys.readouterr().err
 
 
+def test_recipe_refused_by_the_checks_can_be_mended_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path, rows=400)
+    said = ["distill", "--teacher", "train:forest", "--data", str(path), "--label", "diagnosis", "--student", "tree"]
+    said += ["--out", str(tmp_path / "run"), "--set", "measure.latency=false"]
+    assert run(monkeypatch, *said, "--set", "objective.alpha=0.0") == 2
+    assert "error" in capsys.readouterr().err
+    assert run(monkeypatch, *said) == 0
+
+
 def test_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_diabetes(as_frame=True)
     data.frame.to_csv(tmp_path / "diabetes.csv", index=False)

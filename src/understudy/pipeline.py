@@ -22,6 +22,7 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from understudy import checks, make
 from understudy.answers import match_classes
@@ -72,13 +73,13 @@ class Run:
         return self.loaded.task
 
     def say(self, word: str, text: str) -> None:
-        self.console.print(f"[bold cyan]{word:<9}[/] {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold cyan]{word:<9}[/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def warn(self, problems: list[Problem]) -> None:
         for problem in problems:
             if str(problem) not in self.warnings:
                 self.warnings.append(str(problem))
-                self.console.print(f"[yellow]warning[/]   {problem}", highlight=False, markup=True, soft_wrap=True)
+                self.console.print(f"[yellow]warning[/]   {escape(str(problem))}", highlight=False, markup=True, soft_wrap=True)
 
 
 def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
     said = recipe.model_dump(mode="json")
     if kept.exists():
         moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said)
-        if moved and not fresh:
+        if moved and not fresh and _made_something(folder):
             raise RecipeError(
                 f"{folder} holds another run: {'; '.join(moved)}. Choose another --out, or --fresh to start its students over", code="U050"
             )
@@ -167,6 +168,11 @@ def _flat(said: dict[str, Any], place: str = "") -> dict[str, Any]:
     for key, value in said.items():
         flat |= _flat(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
     return flat
+
+
+def _made_something(folder: Path) -> bool:
+    """Whether a run got beyond its checks; until then its recipe may be mended in place."""
+    return any(entry.name.startswith("seed-") or entry.name in ("teacher", "transfer", "artifact") for entry in folder.iterdir())
 
 
 def _clear(folder: Path) -> None:
@@ -594,7 +600,7 @@ def _close(run: Run, card: dict[str, Any]) -> dict[str, Any]:
     gates = cards.require(card, run.recipe.measure.require)
     for gate in gates:
         there = "was not measured" if gate["value"] is None else f"is {gate['value']:.4g}"
-        run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {gate['gate']} ({there})", highlight=False)
+        run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {escape(gate['gate'])} ({there})", highlight=False)
     card["requirements"] = gates
     _write_json(run.folder / "scorecard.json", card)
     run.say("artifact", f"{run.folder / 'artifact'} (python predict.py there needs only numpy and onnxruntime)")
