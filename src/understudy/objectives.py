@@ -74,7 +74,8 @@ class Term(nn.Module, ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the loss."""
-        return {**self.constants, **dict(self.named_buffers(recurse=False))}
+        # read at every step: most terms have no tensor among them
+        return {**self.constants, **dict(self.named_buffers(recurse=False))} if self._buffers else self.constants
 
     @abstractmethod
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
@@ -219,12 +220,14 @@ class Objective(nn.Module):
 
     def forward(self, student: Signals, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The total to differentiate, and each term's mean before its weight, detached. Never waits for a device."""
-        total: Any = 0.0
+        total: Tensor | None = None
         values: dict[str, Tensor] = {}
         for term in self.active:
-            value = term(student, batch)
-            total = total + term.weight * value
+            value = term.forward(student, batch)
+            # one operation, forward and backward, where a product and a sum would be two
+            total = term.weight * value if total is None else torch.add(total, value, alpha=term.weight)
             values[term.name] = value.detach()
+        assert total is not None
         return total, values
 
     def formula(self) -> str:

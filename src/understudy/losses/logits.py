@@ -36,7 +36,8 @@ def soft_target(
     student = precise(student)
     log_student = torch.log_softmax(student / temperature, dim=-1)
     log_teacher = torch.log_softmax(teacher.to(student.dtype) / temperature, dim=-1).clamp_min(LOWEST)
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1) * temperature**2
+    # the factor goes to the side that has no gradient: one operation fewer on the way back
+    return (log_teacher.exp() * temperature**2 * (log_teacher - log_student)).sum(-1)
 
 
 def binary_soft_target(

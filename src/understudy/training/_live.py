@@ -64,7 +64,8 @@ class Live:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.optimizer.zero_grad()
+        for weight in self.parameters:
+            weight.grad = None
         if self.average is not None and self.options.ema is not None:
             _move(self.average, self.module, self.options.ema, self.at.step)
 
@@ -72,13 +73,11 @@ class Live:
     def _decay(self) -> None:
         """Weight decay as AdamW (decoupled) or SGD (in the gradient) has it, but not of biases nor of the scales of norms."""
         decay, lr = self.options.weight_decay, self.optimizer.param_groups[0]["lr"]
-        for weight in self.decaying:
-            if weight.grad is None:
-                continue
-            if self.options.optimizer == "adamw":
-                weight.mul_(1.0 - lr * decay)
-            else:
-                weight.grad.add_(weight, alpha=decay)
+        moving = [weight for weight in self.decaying if weight.grad is not None]
+        if self.options.optimizer == "adamw":
+            torch._foreach_mul_(moving, 1.0 - lr * decay)
+        else:
+            torch._foreach_add_([weight.grad for weight in moving], moving, alpha=decay)
 
     def end_epoch(self, loss: float | None, figures: dict[str, float], metric: str) -> None:
         """Enter the epoch in the history, and keep its weights if they are the best so far and asked for."""
