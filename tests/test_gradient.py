@@ -413,3 +413,11 @@ def test_a_convnet_trains_on_small_images() -> None:
     data = TrainingSet(images, labels, None, {})
     done = train(module, Objective.labels_only(task), data, task=task, options=options(epochs=15, batch_size=16), seed=0)
     assert done.history[-1]["loss"] < 0.5 * done.history[0]["loss"]
+
+
+def test_the_weights_that_enter_a_unit_keep_within_the_largest_norm(digits: dict[str, Tensor]) -> None:
+    free = fitted(some(digits), epochs=2, lr=0.1)
+    bound = fitted(some(digits), epochs=2, lr=0.1, max_norm=0.5)
+    norms = [torch.cat([weight.norm(dim=1) for weight in module.parameters() if weight.ndim == 2]) for module in (free, bound)]
+    assert norms[0].max() > 1.0
+    assert norms[1].max() <= 0.5 + 1e-6

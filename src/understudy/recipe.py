@@ -65,6 +65,7 @@ class OptimizerSection(Section):
     steps: list[float] = Field(default_factory=lambda: [0.5, 0.75], description="fractions of training at which lr is divided by ten")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of training with rising lr")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    max_norm: float | None = Field(None, gt=0, description="largest norm of the weights that enter a unit, kept after every step")
     accumulate: int = Field(1, ge=1, description="batches per step")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept")
     patience: int | None = Field(None, ge=1, description="epochs without a better validation metric before stopping")

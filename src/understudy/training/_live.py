@@ -64,6 +64,8 @@ class Live:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        if self.options.max_norm is not None:
+            self._constrain(self.options.max_norm)
         for weight in self.parameters:
             weight.grad = None
         if self.average is not None and self.options.ema is not None:
@@ -78,6 +80,13 @@ class Live:
             torch._foreach_mul_(moving, 1.0 - lr * decay)
         else:
             torch._foreach_add_([weight.grad for weight in moving], moving, alpha=decay)
+
+    @torch.no_grad()
+    def _constrain(self, largest: float) -> None:
+        """Scale down the weights that enter a unit where their norm is above the largest (Srivastava et al. 2014, section 5.1)."""
+        for weight in self.decaying:
+            norms = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+            weight.mul_((largest / norms.clamp_min(1e-12)).clamp_max(1.0))
 
     def end_epoch(self, loss: float | None, figures: dict[str, float], metric: str) -> None:
         """Enter the epoch in the history, and keep its weights if they are the best so far and asked for."""
