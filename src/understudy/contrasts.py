@@ -59,7 +59,7 @@ class MemoryBank(nn.Module):
             self.register_buffer(name, values, persistent=False)  # follows from the keys
         # Copies of two buffers, so that a step need not wait for the device.
         self._drawn, self._started = 0, False
-        self.register_load_state_dict_post_hook(_go_on)
+        self.register_load_state_dict_post_hook(_go_on)  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.keys)

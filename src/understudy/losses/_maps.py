@@ -12,7 +12,7 @@ from torch.nn import functional
 from understudy.errors import InputError
 from understudy.losses._shapes import precise
 
-_SHORTEST = 1e-12
+SHORTEST = 1e-12
 """A vector shorter than this counts as zero."""
 
 
@@ -66,4 +66,4 @@ def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
 def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     """The vectors along a dimension, divided by their length."""
     lengths = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    return vectors / lengths.masked_fill(lengths <= _SHORTEST, torch.inf)
+    return vectors / lengths.masked_fill(lengths <= SHORTEST, torch.inf)

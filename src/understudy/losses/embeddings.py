@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from understudy.losses._maps import masked_like, pair, unit
+from understudy.losses._maps import SHORTEST, masked_like, pair, unit
 from understudy.losses._shapes import same_shape
 
 __all__ = ["embedding_cosine", "embedding_mse", "hidden_cosine", "hidden_mse", "patient_hidden", "score_margin"]
@@ -125,16 +125,14 @@ def score_margin(student: Float[Tensor, "batch candidates"], teacher: Float[Tens
 
 
 def _cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    return 1 - torch.linalg.vecdot(unit(student), unit(teacher))
+    lengths = torch.linalg.vector_norm(student, dim=-1) * torch.linalg.vector_norm(teacher, dim=-1)
+    return 1 - torch.linalg.vecdot(student, teacher) / lengths.masked_fill(lengths <= SHORTEST, torch.inf)
 
 
 def _hidden(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """States with 0 at tokens that do not count, so that whatever stands there cannot reach a gradient."""
+    """The student's states with 0 at tokens that do not count: whatever stands there, in either, reaches no gradient."""
     student, teacher = pair(student, teacher)
-    if mask is None:
-        return student, teacher
-    absent = ~mask[..., None]
-    return student.masked_fill(absent, 0), teacher.masked_fill(absent, 0)
+    return (student if mask is None else student.masked_fill(~mask[..., None], 0)), teacher
 
 
 def _over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -132,7 +132,8 @@ def activation_boundaries(
     same_shape(student, teacher, "teacher")
     positive("margin", margin)
     student, teacher = pair(student, teacher)
-    return torch.where(teacher > 0, margin - student, margin + student).clamp_min(0).square().flatten(1).sum(1)
+    away = torch.where(teacher > 0, -1.0, 1.0).to(student.dtype)
+    return functional.relu(away * student + margin, inplace=True).square().flatten(1).sum(1)
 
 
 def partial_distance(
@@ -160,7 +161,7 @@ def partial_distance(
         one_per_channel(student, margins, "margins")
         target = torch.maximum(teacher, margins.to(student.dtype).reshape(-1, *[1] * (student.ndim - 2)))
     squares = functional.mse_loss(student, target, reduction="none")
-    return squares.masked_fill((student <= target) & (target <= 0), 0).flatten(1).sum(1)
+    return (squares * ((student > target) | (target > 0))).flatten(1).sum(1)
 
 
 def factor_transfer(
