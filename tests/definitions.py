@@ -56,6 +56,10 @@ class Definition:
     coupled: bool = False
     negative: bool = False
     """Whether values of single rows may lie below 0."""
+    steep: bool = False
+    """Whether gradients of numbers at 1e4 are beyond float16's largest number."""
+    call: Callable[[Loss], Loss] = lambda loss: loss
+    """The loss as student and evidence in that order, where it takes pairs of tensors, or a mask as an option."""
     broadcast_refused: bool = True
     """Whether an evidence whose last axis is cut, or one axis more, is refused (not where lengths may differ)."""
 
