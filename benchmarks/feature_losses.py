@@ -151,7 +151,7 @@ def on_rows() -> Iterator[Comparison]:
 
     def plain_congruence(s: Tensor) -> Tensor:
         mine, theirs = (functional.normalize(each) @ functional.normalize(each).T for each in (s, t))
-        mine, theirs = (math.exp(-0.8) * sum(0.8**p / math.factorial(p) * each**p for p in range(3)) for each in (mine, theirs))
+        mine, theirs = (math.exp(-0.8) * (1 + 0.8 * each + 0.32 * each**2) for each in (mine, theirs))
         return (mine - theirs).pow(2).mean(1)
 
     def plain_contrast(s: Tensor) -> Tensor:
