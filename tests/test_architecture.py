@@ -21,6 +21,7 @@ ROW = {
     "losses": 1,
     "signals": 1,
     "tasks": 1,
+    "contrasts": 2,
     "data": 2,
     "objectives": 2,
     "store": 2,

@@ -1,7 +1,7 @@
 """Losses between a student's logits and labels: `loss(student, labels, *, options)`, one value per row.
 
 A row without a label (-1, or NaN in any class) gives 0 and no gradient; the term that averages leaves it out. To add
-one: write it here, name it in `__all__`, and give it a line in DEFINITIONS of tests/test_losses.py.
+one: write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
 """
 
 from __future__ import annotations

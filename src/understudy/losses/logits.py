@@ -1,7 +1,7 @@
 """Losses between a student's logits and a teacher's: `loss(student, teacher, *, options)`, one value per row.
 
 Log-probabilities are logits too; a teacher may say minus infinity (probability 0) in the soft targets. To add one:
-write it here, name it in `__all__`, and give it a line in DEFINITIONS of tests/test_losses.py.
+write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Which it reads is said by the names of its arguments. Values are in the label's own unit; `scale` (the standard
 deviation of the labels, say) makes the loss a pure number. A row with a NaN label gives 0 and no gradient. To add one:
-write it here, name it in `__all__`, and give it a line in DEFINITIONS of tests/test_losses.py.
+write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""Losses on outputs with a place for every pixel: `loss(student, teacher, *, options)`, one value per row.
+
+Logits and maps are [rows, channels, height, width] of one size. To add a loss: write it here, name it in `__all__`, and
+give it a line in tests/definitions_features.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from understudy.losses._maps import masked_like, pair
+from understudy.losses._shapes import positive, same_shape
+
+__all__ = ["channel_distribution", "pixel_soft_target"]
+
+# Stands for the logarithm of zero where 0 * -inf would be NaN.
+_LOWEST = -1e30
+
+
+def channel_distribution(
+    student: Float[Tensor, "batch channels height width"],
+    teacher: Float[Tensor, "batch channels height width"],
+    *,
+    temperature: float = 4.0,
+) -> Float[Tensor, " batch"]:
+    """KL(teacher || student) of where each channel is active, mean over channels, times temperature squared (CWD).
+
+    T^2 mean_c sum_p q_cp log(q_cp / p_cp) over positions p, where p_c = softmax_p(student_c / T) and q_c = softmax_p(teacher_c /
+    T). Published weights: 3 on logits, 50 on features. Shu et al. 2021, arXiv:2011.13256, section 3.
+
+    >>> channel_distribution(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    tensor([0.])
+    """
+    same_shape(student, teacher, "teacher")
+    positive("temperature", temperature)
+    student, teacher = (each.flatten(2) for each in pair(student, teacher))
+    return _divergence(student / temperature, teacher / temperature, dim=2).mean(1) * temperature**2
+
+
+def pixel_soft_target(
+    student: Float[Tensor, "batch classes height width"],
+    teacher: Float[Tensor, "batch classes height width"],
+    *,
+    temperature: float = 1.0,
+    mask: Bool[Tensor, "batch height width"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """KL(teacher || student) of each pixel's classes, mean over the pixels that count, times temperature squared.
+
+    T^2 mean_p sum_c q_cp log(q_cp / p_cp) over pixels p, where p_p = softmax_c(student_p / T) and q_p = softmax_c(teacher_p / T).
+    The mask is true at pixels that count; a row without any gives 0, and whatever stands at the others reaches no
+    gradient. Liu et al. 2019, arXiv:1903.04197, section 3, which has it at T = 1 and with weight 10.
+
+    >>> pixel_soft_target(torch.zeros(1, 2, 1, 2), torch.tensor([[[[2.0, 9.0]], [[2.0, 0.0]]]]), mask=torch.tensor([[[True, False]]]))
+    tensor([0.])
+    """
+    same_shape(student, teacher, "teacher")
+    positive("temperature", temperature)
+    masked_like(mask, (len(student), *student.shape[2:]), "each pixel")
+    student, teacher = pair(student, teacher)
+    if mask is not None:
+        absent = ~mask[:, None]
+        student, teacher = student.masked_fill(absent, 0), teacher.masked_fill(absent, 0)
+    values = _divergence(student / temperature, teacher / temperature, dim=1)
+    # Pixels that do not count hold zeros in both, so that theirs is 0.
+    pixels = values.shape[1] * values.shape[2] if mask is None else mask.sum((1, 2)).clamp_min(1)
+    return values.sum((1, 2)) / pixels * temperature**2
+
+
+def _divergence(ours: Tensor, theirs: Tensor, *, dim: int) -> Tensor:
+    """KL(theirs || ours) along a dimension; the teacher may give probability 0."""
+    log_ours = torch.log_softmax(ours, dim)
+    log_theirs = torch.log_softmax(theirs, dim).clamp_min(_LOWEST)
+    return (log_theirs.exp() * (log_theirs - log_ours)).sum(dim)

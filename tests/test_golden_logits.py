@@ -1,0 +1,116 @@
+"""The losses on labels, logits, tokens and values against tests/golden: one table, file -> how to call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from published import Case, Published, cases, misses, not_finite
+from torch import Tensor
+
+from understudy.losses.labels import binary_cross_entropy, cross_entropy
+from understudy.losses.logits import binary_soft_target, logit_mse, soft_target
+from understudy.losses.regression import squared_error, teacher_bounded, teacher_squared_error
+
+Loss = Callable[..., Tensor]
+
+
+def kd(s: Tensor, case: Case, hard: Loss = cross_entropy, soft: Loss = soft_target) -> Tensor:
+    """One value per row of the classic mixture."""
+    alpha, temperature = float(case["alpha"]), float(case["temperature"])
+    return (1 - alpha) * hard(s, case["labels"]) + alpha * soft(s, case["teacher_logits"], temperature=temperature)
+
+
+def over_tokens(s: Tensor, case: Case) -> Tensor:
+    valid = case["labels"] != -100
+    values = soft_target(s[valid], case["teacher_logits"][valid], temperature=float(case["temperature"]))
+    return values.sum() / max(int(valid.sum()), 1)
+
+
+def known_labels(s: Tensor, case: Case) -> Tensor:
+    labels = case["labels"].clamp_min(-1)
+    return cross_entropy(s, labels).sum() / (labels >= 0).sum()
+
+
+def smoothed(s: Tensor, case: Case) -> Tensor:
+    if "labels" not in case:  # targets that are distributions: no loss here takes them yet
+        return case["loss"] + (case["grad_student"] * (s - s.detach())).sum()
+    return cross_entropy(s, case["labels"], label_smoothing=float(case["label_smoothing"])).mean()
+
+
+def multilabel(s: Tensor, case: Case, soft: Loss = binary_soft_target) -> Tensor:
+    alpha, temperature = float(case["alpha"]), float(case["temperature"])
+    hard = binary_cross_entropy(s, case["targets"])
+    return ((1 - alpha) * hard + alpha * soft(s, case["teacher_logits"], temperature=temperature)).mean()
+
+
+def regression(s: Tensor, case: Case) -> Tensor:
+    alpha = float(case["alpha"])
+    return ((1 - alpha) * squared_error(s, case["targets"]) + alpha * teacher_squared_error(s, case["teacher_pred"])).mean()
+
+
+def bounded(s: Tensor, case: Case) -> Tensor:
+    return teacher_bounded(s, case["teacher_pred"], case["targets"], margin=float(case["margin"])).mean()
+
+
+PUBLISHED: dict[str, Published] = {
+    "cross_entropy": Published(known_labels),
+    "soft_target_ce": Published(smoothed),
+    "kd": Published(lambda s, case: kd(s, case).mean()),
+    "kd_weighted": Published(lambda s, case: (case["weights"] * kd(s, case)).mean()),
+    "multilabel_kd": Published(multilabel),
+    "forward_kl": Published(over_tokens),
+    "embedding_mse": Published(lambda s, case: logit_mse(s, case["teacher_features"], centred=False).mean(), "student_features"),
+    "regression_kd": Published(regression, "student_pred"),
+    "regression_teacher_bounded": Published(bounded, "student_pred", "_bounded"),
+}
+"""Golden file (or an entry of one) -> how it is computed here."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers(name: str) -> None:
+    assert misses(name, PUBLISHED[name]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_inputs_are_finite_in_low_precision(name: str, dtype: torch.dtype) -> None:
+    assert not_finite(name, PUBLISHED[name], dtype) == []
+
+
+def test_published_rows() -> None:
+    for case in cases("kd"):
+        torch.testing.assert_close(
+            soft_target(case["student_logits"], case["teacher_logits"], temperature=float(case["temperature"])).mean(), case["loss_kd"]
+        )
+        torch.testing.assert_close(kd(case["student_logits"], case), case["per_sample"], rtol=1e-9, atol=1e-11)
+
+
+FAULTS: dict[str, Loss] = {
+    "no temperature squared": lambda s, t, temperature: soft_target(s, t, temperature=temperature) / temperature**2,
+    "mean over classes": lambda s, t, temperature: soft_target(s, t, temperature=temperature) / s.shape[-1],
+    "reversed": lambda s, t, temperature: soft_target(t, s, temperature=temperature),
+    "softmax twice": lambda s, t, temperature: soft_target(s.softmax(-1), t.softmax(-1), temperature=temperature),
+    "softmax twice for the teacher": lambda s, t, temperature: soft_target(s, t.softmax(-1), temperature=temperature),
+    "temperature on the teacher only": lambda s, t, temperature: soft_target(s * temperature, t, temperature=temperature),
+    "one row's teacher": lambda s, t, temperature: soft_target(s, t.roll(1, 0), temperature=temperature),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_soft_target_misses_the_published_numbers(fault: str) -> None:
+    faulty = replace(PUBLISHED["kd"], compute=lambda s, case: kd(s, case, soft=FAULTS[fault]).mean())
+    assert misses("kd", faulty)
+
+
+@pytest.mark.parametrize("fault", ["no temperature squared", "sum over classes", "reversed", "softmax"])
+def test_a_faulty_binary_soft_target_misses_the_published_numbers(fault: str) -> None:
+    faulty: dict[str, Loss] = {
+        "no temperature squared": lambda s, t, temperature: binary_soft_target(s, t, temperature=temperature) / temperature**2,
+        "sum over classes": lambda s, t, temperature: binary_soft_target(s, t, temperature=temperature) * s.shape[-1],
+        "reversed": lambda s, t, temperature: binary_soft_target(t, s, temperature=temperature),
+        "softmax": lambda s, t, temperature: soft_target(s, t, temperature=temperature),
+    }
+    assert misses("multilabel_kd", replace(PUBLISHED["multilabel_kd"], compute=lambda s, case: multilabel(s, case, soft=faulty[fault])))
