@@ -183,8 +183,7 @@ def reask(teacher: Teacher, rows: Rows, transfer_set: TransferSet, *, n: int = 1
     chosen = np.sort(np.random.default_rng(seed).choice(own, size=min(n, len(own)), replace=False))
     now = teacher.signals(take(rows.inputs, chosen))
     for name, said in transfer_set.signals.items():
-        stored = transfer_set.gather(name, positions[chosen])
-        stored = stored[:, 0] if transfer_set.views > 1 else stored
+        stored = transfer_set.gather(name, positions[chosen], np.zeros(len(chosen), dtype=np.int64))
         tolerance = _TOLERANCE[said["dtype"]]
         for row, position in enumerate(chosen):
             if difference({name: stored[row : row + 1]}, {name: now[name][row : row + 1]}, tolerance=tolerance) > 1:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import psutil
-import torch
 from torch import Tensor
 
 from understudy.errors import TransferSetError, did_you_mean
+from understudy.store._gathering import Column
 from understudy.store._shards import FOLD, KEYS, MANIFEST, PLAN, damaged, read_json, read_shard
 from understudy.tasks import Task
 
@@ -60,9 +59,7 @@ class TransferSet:
         self.view_spec: dict[str, Any] = manifest["views"]["spec"]
         self.keys: Keys = np.concatenate([shard[KEYS].numpy() for shard in shards])
         self.fold = np.concatenate([shard[FOLD].numpy() for shard in shards])
-        self._starts = np.cumsum([0] + [len(shard[KEYS]) for shard in shards])
-        self._mapped = shards
-        self._in_memory: dict[str, Tensor] = {}
+        self._columns = {name: Column([shard[name] for shard in shards], views=self.views) for name in self.signals}
 
     @staticmethod
     def open(folder: str | Path, *, verify: bool = True) -> TransferSet:
@@ -96,23 +93,11 @@ class TransferSet:
             )
         return found
 
-    def gather(self, signal: str, positions: Positions) -> Tensor:
-        """A signal of these rows as float32 [rows, ...], with a second axis of views where there are several."""
+    def gather(self, signal: str, positions: Positions, view: Positions | None = None) -> Tensor:
+        """A signal of these rows, each in its view, as float32 [rows, ...]; of all views, [rows, views, ...], when `view` is None.
+
+        A set of one view has no axis of views.
+        """
         if signal not in self.signals:
             raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, self.signals)}", code="U027")
-        if signal not in self._in_memory and self._fits(signal):
-            self._in_memory[signal] = torch.cat([shard[signal] for shard in self._mapped])
-        index = torch.from_numpy(np.ascontiguousarray(positions))
-        if signal in self._in_memory:
-            return self._in_memory[signal].index_select(0, index).float()
-        shape = self._mapped[0][signal].shape[1:]
-        out = torch.empty((len(positions), *shape), dtype=torch.float32)
-        shard_of = np.searchsorted(self._starts, positions, side="right") - 1
-        for number in np.unique(shard_of):
-            rows = torch.from_numpy(np.flatnonzero(shard_of == number))
-            out[rows] = self._mapped[number][signal].index_select(0, index[rows] - int(self._starts[number])).float()
-        return out
-
-    def _fits(self, signal: str) -> bool:
-        size = sum(shard[signal].numel() * shard[signal].element_size() for shard in self._mapped)
-        return bool(size < psutil.virtual_memory().available / 4)
+        return self._columns[signal].gather(positions, view).float()
