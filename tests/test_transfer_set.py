@@ -86,3 +86,13 @@ def test_views_that_cannot_be_counted_are_refused_before_teaching(digits: Path) 
     recipe = said(digits, "endless", teaching={"views": "all"}, train={"augment": {"shift": 1, "colour": 0.2}})
     with pytest.raises(UnderstudyError, match=r"U320 teaching.views = 'all' counts through every view, and those of augment.colour cannot"):
         pipeline.distill(parse(recipe), until="teach", console=QUIET)
+
+
+@pytest.mark.parametrize("encoding", ["top-k", "sampled", "auto"])
+def test_a_student_learns_from_an_encoded_set(digits: Path, encoding: str) -> None:
+    teaching = {"views": 3, "encoding": encoding, "top": 3, "draws": 4, "max_loss": 0.05}
+    losses = trained(digits, f"encoded {encoding}", teaching=teaching)
+    assert losses[-1] < losses[0]
+    stored = TransferSet.open(digits / f"encoded {encoding}" / "transfer" / "training")
+    assert stored.encoding["stored"]["kind"] == {"auto": "top-k"}.get(encoding, encoding)
+    assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 4.0

@@ -6,12 +6,13 @@ of rows a student trains on. Nothing here decides what happens next; that is pip
 
 from __future__ import annotations
 
+import inspect
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.objectives import Objective
 from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
-from understudy.signals import Signals
+from understudy.signals import LOGITS, Signals
+from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
 from understudy.students import convnet, mlp, preprocessing, trees
 from understudy.students.student import Student
@@ -240,9 +242,39 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows) -> Teacher:
     )
 
 
-def build_ensemble(members: list[Teacher], task: Task) -> Teacher:
-    """Several teachers as one."""
-    return Ensemble(members, task=task)
+def build_ensemble(members: list[Teacher], task: Task, names: Sequence[str | None] = ()) -> Teacher:
+    """Several teachers as one; when all have a name, each one's own answers are kept beside the mean."""
+    given = [name for name in names if name is not None]
+    if given and len(given) < len(members):
+        raise RecipeError(f"name all {len(members)} teacher.members, or none: {', '.join(given)} have one", code="U323")
+    return Ensemble(members, task=task, names=given)
+
+
+def build_encoding(recipe: Recipe, temperature: float) -> Encoding | Literal["auto"]:
+    """How the teacher's answers are stored."""
+    said = recipe.teaching
+    if said.encoding == "auto":
+        return "auto"
+    if said.encoding == "dense":
+        return Dense(said.dtype)
+    return TopK(said.top) if said.encoding == "top-k" else Sampled(said.top, said.draws, temperature)
+
+
+def temperature_of(objective: Objective) -> float:
+    """The one temperature at which the terms read the teacher's answers, 1 when none has a say; RecipeError for several."""
+    found = set()
+    for term in objective.active:
+        parameter = inspect.signature(term.loss).parameters.get("temperature")
+        if LOGITS in term.reads and parameter is not None:
+            found.add(float(term.options.get("temperature", parameter.default)))
+    if len(found) > 1:
+        said = " and ".join(f"{each:g}" for each in sorted(found))
+        raise RecipeError(
+            f"the terms read the teacher at temperatures {said}, and an encoding that stores some classes only fills the rest for one; "
+            'give them one temperature, or set teaching.encoding = "dense"',
+            code="U324",
+        )
+    return found.pop() if found else 1.0
 
 
 def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, folder: Path) -> Teacher:
@@ -382,13 +414,13 @@ def _class_weights(options: OptimizerSection, task: Task, labels: np.ndarray[Any
     return torch.tensor(said, dtype=torch.float32)
 
 
-def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Sequence[str]) -> Ask:
+def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Sequence[str], *, temperature: float = 1.0) -> Ask:
     """The stored signals of a batch in its views, read from the transfer set's files as they are asked."""
     positions = taught.positions(keys)
 
     def ask(rows: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
         chosen = None if view is None else view.numpy()
-        return {signal: taught.gather(signal, positions[rows.numpy()], chosen) for signal in signals}
+        return {signal: taught.gather(signal, positions[rows.numpy()], chosen, temperature=temperature) for signal in signals}
 
     return ask
 

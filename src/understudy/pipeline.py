@@ -255,7 +255,8 @@ def prepare_teacher(run: Run) -> None:
     if said.train is not None:
         teacher = train_teacher(run)
     elif said.members:
-        teacher = make.build_ensemble([_matched(run, make.load_teacher(m, task, run.rows), validation) for m in said.members], task)
+        members = [_matched(run, make.load_teacher(m, task, run.rows), validation) for m in said.members]
+        teacher = make.build_ensemble(members, task, [member.name for member in said.members])
     else:
         teacher = make.load_teacher(said, task, run.rows)
     run.teacher = _matched(run, teacher, validation)
@@ -329,15 +330,21 @@ def teach_rows(run: Run) -> None:
     folds = _folds(run, train_rows)
     options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
     folder = run.folder / "transfer"
+    temperature = 1.0
+    if said.encoding != "dense":
+        temperature = make.temperature_of(make.build_objective(run.recipe, task, train_rows.labels))
+    encoding = make.build_encoding(run.recipe, temperature)
     width = {"float32": 4, "float16": 2, "bfloat16": 2}[said.dtype] * task.outputs
+    if encoding != "auto":
+        width = encoding.bytes_per_row(task.outputs)
     live = said.views == "live"
     needed = (len(asked) * (0 if live else run.views) + len(rest)) * width + 17 * (len(asked) + len(rest))
     run.warn(checks.raise_errors(checks.check_disk(run.folder, needed)))
     if not live:
         spec = None if run.seen is None else run.seen.spec
-        run.taught = teach(
-            run.teacher, asked, folder / "training", views=run.views, augment=run.seen, view_spec=spec, folds=folds, **options
-        )
+        stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
+        views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec}
+        run.taught = teach(run.teacher, asked, folder / "training", folds=folds, **views, **stored, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
@@ -351,6 +358,18 @@ def teach_rows(run: Run) -> None:
         run.say("taught", f"{len(rest):,} held-out rows · {_bytes(folder)} · training rows are asked in the loop (teaching.views = 'live')")
         return
     run.say("taught", f"{len(asked) + len(rest):,} rows{made}{view} · {_bytes(folder)}{fold} · 16 of each asked again: the same")
+    assert run.taught is not None
+    if run.taught.encoding["measured"]:
+        run.say("encoding", _loss_of(run.taught))
+
+
+def _loss_of(taught: TransferSet) -> str:
+    spec, measured = taught.encoding["stored"], taught.encoding["measured"]
+    what = " ".join(str(spec[name]) for name in ("kind", "dtype", "top", "draws") if name in spec)
+    size = f"{what}: {measured['bytes_per_row']:,} bytes an answer ({4 * taught.task.outputs:,} in full)"
+    if spec["kind"] == "sampled":
+        return f"{size}; unbiased, noise of {measured['error']:.3g} of an answer ({measured['rows']} rows)"
+    return f"{size}; loses {measured['kl']:.3g} nats of KL ({measured['rows']} rows)"
 
 
 def _seen(run: Run, asked: Rows) -> Views | None:
@@ -448,11 +467,17 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         if make.is_estimator(run.recipe.student.model):
             return run.teacher.signals(rows.inputs), None
         return {}, make.live_answers(run.teacher, rows, run.seen)
-    positions = run.taught.positions(rows.keys)
-    plain = np.zeros(len(rows), dtype=np.int64)
-    if make.is_estimator(run.recipe.student.model) or run.views == 1:
+    reads = [name for name in objective.reads if name != LABELS]
+    sparse = run.taught.sparse(task.signal)
+    temperature = make.temperature_of(objective) if sparse else 1.0
+    if make.is_estimator(run.recipe.student.model):
+        positions, plain = run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)
         return {task.signal: run.taught.gather(task.signal, positions, plain)}, None
-    return {}, make.stored_answers(run.taught, rows.keys, [name for name in objective.reads if name != LABELS])
+    ask = make.stored_answers(run.taught, rows.keys, reads, temperature=temperature)
+    if run.views > 1 or sparse:
+        return {}, ask
+    everything = torch.arange(len(rows))
+    return ask(everything, torch.zeros_like(everything), everything), None
 
 
 def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:

@@ -92,6 +92,7 @@ class TeacherTrainSection(OptimizerSection):
 class TeacherMember(Section):
     """One teacher."""
 
+    name: str | None = Field(None, description="members: store its own answers too, as teachers/NAME/logits")
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
@@ -129,7 +130,15 @@ class TeachingSection(Section):
     """How the teacher is asked."""
 
     batch_size: int = Field(256, ge=1)
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of every stored number, where the encoding is dense")
+    encoding: Literal["dense", "top-k", "sampled", "auto"] = Field(
+        "dense",
+        description="dense: every class; top-k: the largest and the mass of the rest; sampled: the largest and unbiased draws from the "
+        "rest; auto: the smallest of dense and top-k within max_loss",
+    )
+    top: int = Field(32, ge=1, description="classes stored exactly by top-k and sampled")
+    draws: int = Field(16, ge=1, description="classes drawn from the rest by sampled")
+    max_loss: float = Field(1e-3, gt=0, description="auto: mean KL to the full answer, in nats, that may be lost")
     out_of_fold: Literal["auto"] | int = Field("auto", description="folds for an estimator that can be refitted; 0 asks it on its own rows")
     views: Literal["all", "live"] | Annotated[int, Field(ge=1)] = Field(
         1,

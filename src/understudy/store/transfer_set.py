@@ -15,6 +15,7 @@ from torch import Tensor
 from understudy.errors import TransferSetError, did_you_mean
 from understudy.store._gathering import Column
 from understudy.store._shards import FOLD, KEYS, MANIFEST, PLAN, damaged, read_json, read_shard
+from understudy.store.encodings import from_spec
 from understudy.tasks import Task
 
 Keys = np.ndarray[Any, np.dtype[np.int64]]
@@ -59,7 +60,13 @@ class TransferSet:
         self.view_spec: dict[str, Any] = manifest["views"]["spec"]
         self.keys: Keys = np.concatenate([shard[KEYS].numpy() for shard in shards])
         self.fold = np.concatenate([shard[FOLD].numpy() for shard in shards])
-        self._columns = {name: Column([shard[name] for shard in shards], views=self.views) for name in self.signals}
+        self.encoding: dict[str, Any] = manifest["encoding"]
+        self._encodings = {name: from_spec(said["encoding"]) for name, said in self.signals.items()}
+        self._columns = {
+            name + ending: Column([shard[name + ending] for shard in shards], views=self.views)
+            for name, encoding in self._encodings.items()
+            for ending in encoding.endings
+        }
 
     @staticmethod
     def open(folder: str | Path, *, verify: bool = True) -> TransferSet:
@@ -93,11 +100,32 @@ class TransferSet:
             )
         return found
 
-    def gather(self, signal: str, positions: Positions, view: Positions | None = None) -> Tensor:
+    def gather(self, signal: str, positions: Positions, view: Positions | None = None, *, temperature: float = 1.0) -> Tensor:
         """A signal of these rows, each in its view, as float32 [rows, ...]; of all views, [rows, views, ...], when `view` is None.
 
-        A set of one view has no axis of views.
+        A set of one view has no axis of views. Where only some classes are stored the rest is filled so that the softmax at
+        `temperature` is right; the stored columns themselves are `logits/ids`, `logits/top` and `logits/tail`.
         """
-        if signal not in self.signals:
-            raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, self.signals)}", code="U027")
-        return self._columns[signal].gather(positions, view).float()
+        if signal in self._encodings:
+            encoding = self._encodings[signal]
+            columns = {ending: self._columns[signal + ending].gather(positions, view) for ending in encoding.endings}
+            if not encoding.sparse:
+                return columns[""].float() if columns[""].is_floating_point() else columns[""]
+            places = next(iter(columns.values())).shape[:-1]
+            flat = {ending: column.reshape(-1, column.shape[-1]) for ending, column in columns.items()}
+            dense = encoding.decode(flat, self.signals[signal]["shape"][-1], temperature=temperature)
+            return dense.reshape(*places, -1)
+        if signal in self._columns:
+            found = self._columns[signal].gather(positions, view)
+            return found.float() if found.is_floating_point() else found.long()
+        there = [*self.signals, *(name for name in self._columns if name not in self.signals)]
+        raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, there)}", code="U027")
+
+    def sparse(self, signal: str) -> bool:
+        """Whether only some classes of this signal are stored."""
+        return self._encodings[signal].sparse
+
+    def witness(self, signal: str, positions: Positions, live: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored of the plain rows beside what a live answer says of the same things, [rows, ...] each."""
+        encoding, plain = self._encodings[signal], np.zeros(len(positions), dtype=np.int64)
+        return encoding.witness({ending: self._columns[signal + ending].gather(positions, plain) for ending in encoding.endings}, live)
