@@ -94,5 +94,5 @@ def test_a_student_learns_from_an_encoded_set(digits: Path, encoding: str) -> No
     losses = trained(digits, f"encoded {encoding}", teaching=teaching)
     assert losses[-1] < losses[0]
     stored = TransferSet.open(digits / f"encoded {encoding}" / "transfer" / "training")
-    assert stored.encoding["stored"]["kind"] == {"auto": "top-k"}.get(encoding, encoding)
+    assert stored.encoding["stored"]["kind"] == {"auto": "dense"}.get(encoding, encoding)
     assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 4.0

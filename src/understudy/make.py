@@ -414,7 +414,7 @@ def _class_weights(options: OptimizerSection, task: Task, labels: np.ndarray[Any
     return torch.tensor(said, dtype=torch.float32)
 
 
-def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Sequence[str], *, temperature: float = 1.0) -> Ask:
+def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Sequence[str], *, temperature: float | None = None) -> Ask:
     """The stored signals of a batch in its views, read from the transfer set's files as they are asked."""
     positions = taught.positions(keys)
 

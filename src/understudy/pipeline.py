@@ -469,7 +469,7 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         return {}, make.live_answers(run.teacher, rows, run.seen)
     reads = [name for name in objective.reads if name != LABELS]
     sparse = run.taught.sparse(task.signal)
-    temperature = make.temperature_of(objective) if sparse else 1.0
+    temperature = make.temperature_of(objective) if sparse else None
     if make.is_estimator(run.recipe.student.model):
         positions, plain = run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)
         return {task.signal: run.taught.gather(task.signal, positions, plain)}, None

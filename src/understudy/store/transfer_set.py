@@ -100,11 +100,11 @@ class TransferSet:
             )
         return found
 
-    def gather(self, signal: str, positions: Positions, view: Positions | None = None, *, temperature: float = 1.0) -> Tensor:
+    def gather(self, signal: str, positions: Positions, view: Positions | None = None, *, temperature: float | None = None) -> Tensor:
         """A signal of these rows, each in its view, as float32 [rows, ...]; of all views, [rows, views, ...], when `view` is None.
 
         A set of one view has no axis of views. Where only some classes are stored the rest is filled so that the softmax at
-        `temperature` is right; the stored columns themselves are `logits/ids`, `logits/top` and `logits/tail`.
+        `temperature` (the one they were stored for, else 1) is right; the stored columns themselves are `logits/ids`, `logits/top` and `logits/tail`.
         """
         if signal in self._encodings:
             encoding = self._encodings[signal]
@@ -113,7 +113,8 @@ class TransferSet:
                 return columns[""].float() if columns[""].is_floating_point() else columns[""]
             places = next(iter(columns.values())).shape[:-1]
             flat = {ending: column.reshape(-1, column.shape[-1]) for ending, column in columns.items()}
-            dense = encoding.decode(flat, self.signals[signal]["shape"][-1], temperature=temperature)
+            at = encoding.spec.get("temperature", 1.0) if temperature is None else temperature
+            dense = encoding.decode(flat, self.signals[signal]["shape"][-1], temperature=at)
             return dense.reshape(*places, -1)
         if signal in self._columns:
             found = self._columns[signal].gather(positions, view)
