@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from understudy import make
 from understudy.data import splitting
 from understudy.errors import DataError
 from understudy.recipe import parse
+from understudy.teachers import FakeTeacher
 
 
 def said(folder: Path, **data: object) -> dict[str, object]:
@@ -45,3 +47,29 @@ def test_control_gets_as_many_steps_as_the_student() -> None:
     options = parse({"out": "x", "data": {"train": "t.csv"}, "teacher": {"source": "m"}, "train": {"epochs": 4, "batch_size": 10}}).train
     assert make.with_steps_of(options, 100, 100).epochs == 4
     assert make.with_steps_of(options, 100, 1100).epochs == 44
+
+
+def test_a_live_teacher_reads_the_same_noise_as_the_student(tmp_path: Path) -> None:
+    frame(80, 0).assign(c=["x", "y"] * 40).to_csv(tmp_path / "train.csv", index=False)
+    loaded = make.load_rows(parse(said(tmp_path, train="train.csv")))
+    train = loaded.rows.part("train")
+    options = parse(said(tmp_path, train="train.csv") | {"train": {"augment": {"noise": 0.5}}}).train
+    views = make.build_views(options, train, loaded.encoding)
+    assert views is not None and not views.finite
+
+    heard: list[pd.DataFrame] = []
+
+    class Listener(FakeTeacher):
+        def signals(self, inputs: pd.DataFrame) -> dict[str, torch.Tensor]:
+            heard.append(inputs)
+            return super().signals(inputs)
+
+    listener = Listener(loaded.task)  # type: ignore[misc]
+    data = make.training_set(loaded, train, None, {}, views=9, augment=views, ask=make.live_answers(listener, train, views))
+    rows, view = torch.tensor([5, 2, 40]), torch.tensor([3, 0, 8])
+    batch = data.batch(rows, view)
+    assert loaded.encoding is not None
+    np.testing.assert_allclose(loaded.encoding.encode(heard[-1]), batch.inputs, rtol=1e-5)
+    assert list(heard[-1]["c"]) == list(train.inputs["c"].iloc[[5, 2, 40]])
+    assert not np.allclose(heard[-1]["a"], train.inputs["a"].iloc[[5, 2, 40]])
+    torch.testing.assert_close(batch.teacher["logits"], FakeTeacher(loaded.task).signals(heard[-1])["logits"])

@@ -48,15 +48,29 @@ def test_rows_come_back_by_key_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_mapped_and_in_memory_agree(tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known, said = fill(tmp_path, dtype=dtype)
-    order = np.random.default_rng(1).permutation(30)
-    in_memory, mapped = TransferSet.open(tmp_path), TransferSet.open(tmp_path)
-    monkeypatch.setattr(mapped, "_fits", lambda signal: False)
-    one = in_memory.gather("logits", in_memory.positions(known[order]))
-    two = mapped.gather("logits", mapped.positions(known[order]))
-    assert torch.equal(one, two) and one.dtype == torch.float32
-    assert torch.equal(one, said[order].to(getattr(torch, dtype)).float())
+@pytest.mark.parametrize("views", [1, 5])
+def test_any_rows_of_any_shards_in_any_view(tmp_path: Path, dtype: str, views: int) -> None:
+    known, said = keys(31), torch.randn(31, views, 3, generator=torch.Generator().manual_seed(0))
+    with writer(tmp_path, dtype=dtype, views=views) as into:
+        for start in range(0, 31, 7):
+            part = slice(start, start + 7)
+            into.write(known[part], np.full(len(known[part]), -1), {"logits": said[part] if views > 1 else said[part, 0]})
+        into.finish()
+    stored = TransferSet.open(tmp_path)
+    generator = np.random.default_rng(1)
+    rows, view = generator.integers(0, 31, 200), generator.integers(0, views, 200)
+    at = stored.positions(known[rows])
+    kept = said.to(getattr(torch, dtype)).float()
+    one = stored.gather("logits", at, view)
+    assert one.dtype == torch.float32 and torch.equal(one, kept[rows, view])
+    every = stored.gather("logits", at)
+    assert torch.equal(every, kept[rows] if views > 1 else kept[rows, 0])
+    assert stored.gather("logits", at[:0]).shape == every[:0].shape
+    for wrong in (np.array([31]), np.array([-1])):
+        with pytest.raises(IndexError):
+            stored.gather("logits", wrong)
+    with pytest.raises(IndexError):
+        stored.gather("logits", at, view + views)
 
 
 def test_missing_rows_are_counted(tmp_path: Path) -> None:

@@ -107,13 +107,17 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_views(recipe: Recipe) -> Iterator[Problem]:
-    augments = any(recipe.train.augment.values())
-    if augments and recipe.teaching.views == 1:
+    said, augments = recipe.teaching.views, {name for name, value in recipe.train.augment.items() if value}
+    if augments and said == 1:
         told = "train.augment changes the images in every epoch, but the teacher answers only the plain ones (teaching.views = 1)"
         yield Problem("U205", f"{told}: its answers would belong to other images; set teaching.views = 8, or remove train.augment")
-    if not augments and recipe.teaching.views > 1:
-        told = f"teaching.views is {recipe.teaching.views} without train.augment: every view is the plain image"
+    if not augments and said not in (1, "live"):
+        told = f"teaching.views is {said} without train.augment: every view is the plain image"
         yield Problem("U205", f"{told}; set train.augment = {{shift = 2, flip = true}}, or teaching.views = 1", "warning")
+    endless = sorted(augments - {"shift", "flip"})
+    if said == "all" and endless:
+        told = f"teaching.views = 'all' counts through every view, and those of augment.{endless[0]} cannot be counted"
+        yield Problem("U320", f"{told}; set teaching.views = 20, or 'live'")
 
 
 def _check_seeds(recipe: Recipe) -> Iterator[Problem]:

@@ -6,12 +6,13 @@ of rows a student trains on. Nothing here decides what happens next; that is pip
 
 from __future__ import annotations
 
+import inspect
 import math
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.objectives import Objective
 from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
-from understudy.signals import Signals
+from understudy.signals import LOGITS, Signals
+from understudy.store.encodings import Dense, Encoding, Sampled, TopK
+from understudy.store.transfer_set import TransferSet
 from understudy.students import convnet, mlp, preprocessing, trees
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.teachers import Ensemble, Teacher
-from understudy.training.gradient import TrainingSet
+from understudy.teachers import Ensemble, Teacher, take
+from understudy.training.gradient import Ask, TrainingSet
 
 TREES = ("tree", "boosted")
 
@@ -168,23 +171,32 @@ def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Ro
     return Rows(train.kind, made, found, names=np.array([f"synthetic {i}" for i in range(len(found))]))
 
 
-def augmentation(options: OptimizerSection) -> Callable[..., Any] | None:
-    """A view of images as a function of (images, keys, view), or None."""
-    if not options.augment:
-        return None
-    unknown = set(options.augment) - {"shift", "flip"}
+AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup")
+
+
+def build_views(
+    options: OptimizerSection, rows: Rows, fitted: encoding.TableEncoding | None, *, counted: bool = False
+) -> views.Views | None:
+    """What the views of these training rows are, None without `augment`; `counted` goes through a finite set instead of drawing."""
+    said = {name: value for name, value in options.augment.items() if value}
+    unknown = sorted(set(said) - set(AUGMENTATIONS))
     if unknown:
-        raise RecipeError(
-            f"augment: unknown option {sorted(unknown)[0]!r}; {did_you_mean(sorted(unknown)[0], ['shift', 'flip'])}", code="U002"
-        )
-    shift, flip = int(options.augment.get("shift", 0)), bool(options.augment.get("flip", False))
-
-    def augment(batch: Any, row_keys: Any, view: Any) -> Any:
-        array = batch.numpy() if isinstance(batch, torch.Tensor) else batch
-        done = views.augment_images(array, row_keys, view, shift=shift, flip=flip)
-        return torch.from_numpy(done) if isinstance(batch, torch.Tensor) else done
-
-    return augment
+        raise RecipeError(f"augment: unknown option {unknown[0]!r}; {did_you_mean(unknown[0], AUGMENTATIONS)}", code="U002")
+    if not said:
+        return None
+    numbers: dict[str, Any] = {name: float(said[name]) for name in ("crop", "colour", "noise", "mixup") if name in said}
+    partners = views.Partners.of(rows) if "mixup" in said and rows.kind != "table" else None
+    columns: tuple[tuple[str, int, float], ...] = ()
+    if rows.kind == "table" and "noise" in said:
+        assert fitted is not None
+        encoded = fitted.encode(rows.inputs)
+        places = [(column.name, at) for at, column in enumerate(fitted.columns) if column.type == "number"]
+        scales = np.nan_to_num(np.nanstd(encoded.astype(np.float64), axis=0))
+        columns = tuple((name, at, float(scales[at])) for name, at in places)
+    made = views.Views(
+        rows.kind, shift=int(said.get("shift", 0)), flip=bool(said.get("flip")), columns=columns, partners=partners, **numbers
+    )
+    return replace(made, enumerated=True) if counted and made.finite else made
 
 
 # --- teachers -------------------------------------------------------------------------------------------------------
@@ -230,9 +242,39 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows) -> Teacher:
     )
 
 
-def build_ensemble(members: list[Teacher], task: Task) -> Teacher:
-    """Several teachers as one."""
-    return Ensemble(members, task=task)
+def build_ensemble(members: list[Teacher], task: Task, names: Sequence[str | None] = ()) -> Teacher:
+    """Several teachers as one; when all have a name, each one's own answers are kept beside the mean."""
+    given = [name for name in names if name is not None]
+    if given and len(given) < len(members):
+        raise RecipeError(f"name all {len(members)} teacher.members, or none: {', '.join(given)} have one", code="U323")
+    return Ensemble(members, task=task, names=given)
+
+
+def build_encoding(recipe: Recipe, temperature: float) -> Encoding | Literal["auto"]:
+    """How the teacher's answers are stored."""
+    said = recipe.teaching
+    if said.encoding == "auto":
+        return "auto"
+    if said.encoding == "dense":
+        return Dense(said.dtype)
+    return TopK(said.top) if said.encoding == "top-k" else Sampled(said.top, said.draws, temperature)
+
+
+def temperature_of(objective: Objective) -> float:
+    """The one temperature at which the terms read the teacher's answers, 1 when none has a say; RecipeError for several."""
+    found = set()
+    for term in objective.active:
+        parameter = inspect.signature(term.loss).parameters.get("temperature")
+        if LOGITS in term.reads and parameter is not None:
+            found.add(float(term.options.get("temperature", parameter.default)))
+    if len(found) > 1:
+        said = " and ".join(f"{each:g}" for each in sorted(found))
+        raise RecipeError(
+            f"the terms read the teacher at temperatures {said}, and an encoding that stores some classes only fills the rest for one; "
+            'give them one temperature, or set teaching.encoding = "dense"',
+            code="U324",
+        )
+    return found.pop() if found else 1.0
 
 
 def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, folder: Path) -> Teacher:
@@ -372,6 +414,30 @@ def _class_weights(options: OptimizerSection, task: Task, labels: np.ndarray[Any
     return torch.tensor(said, dtype=torch.float32)
 
 
+def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Sequence[str], *, temperature: float | None = None) -> Ask:
+    """The stored signals of a batch in its views, read from the transfer set's files as they are asked."""
+    positions = taught.positions(keys)
+
+    def ask(rows: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
+        chosen = None if view is None else view.numpy()
+        return {signal: taught.gather(signal, positions[rows.numpy()], chosen, temperature=temperature) for signal in signals}
+
+    return ask
+
+
+def live_answers(teacher: Teacher, rows: Rows, made: views.Views | None) -> Ask:
+    """The teacher's answers to a batch in its views, asked in the loop; a table's views are made from its raw rows."""
+
+    def ask(positions: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
+        if rows.kind != "table":
+            return teacher.signals(inputs.numpy())
+        chosen = positions.numpy()
+        raw = take(rows.inputs, chosen)
+        return teacher.signals(raw if view is None or made is None else made(raw, rows.keys[chosen], view.numpy()))
+
+    return ask
+
+
 def training_set(
     loaded: Loaded,
     train: Rows,
@@ -381,6 +447,7 @@ def training_set(
     views: int,
     augment: Callable[..., Any] | None,
     only_labelled: bool = False,
+    ask: Ask | None = None,
 ) -> TrainingSet:
     """Encoded rows with labels and the teacher's signals, aligned; `teacher` covers train then extra."""
     task = loaded.task
@@ -407,6 +474,7 @@ def training_set(
         keys=row_keys,
         views=views,
         augment=augment,
+        ask=ask,
     )
 
 

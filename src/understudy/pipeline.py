@@ -28,16 +28,19 @@ from understudy import checks, make
 from understudy.answers import match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
-from understudy.errors import Problem, RecipeError
+from understudy.data.views import WITHOUT_END, Views
+from understudy.errors import Problem, RecipeError, TeacherError
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
+from understudy.objectives import LABELS, Objective
 from understudy.recipe import Recipe, to_toml
+from understudy.signals import Signals
 from understudy.store.transfer_set import TransferSet
 from understudy.students.student import Student
 from understudy.tasks import Task
 from understudy.teachers import Matched, Refittable, Teacher, check_teacher
 from understudy.teaching import out_of_fold, reask, teach
-from understudy.training.gradient import TrainingSet, train
+from understudy.training.gradient import Ask, TrainingSet, train
 from understudy.training.trees import fit_estimator
 
 Stage = Literal["check", "teach", "train", "export", "measure"]
@@ -61,6 +64,8 @@ class Run:
     overrides: list[str] = field(default_factory=list)
     taught: TransferSet | None = None
     held_out: TransferSet | None = None
+    seen: Views | None = None
+    views: int = 1
 
     @property
     def rows(self) -> Rows:
@@ -250,7 +255,8 @@ def prepare_teacher(run: Run) -> None:
     if said.train is not None:
         teacher = train_teacher(run)
     elif said.members:
-        teacher = make.build_ensemble([_matched(run, make.load_teacher(m, task, run.rows), validation) for m in said.members], task)
+        members = [_matched(run, make.load_teacher(m, task, run.rows), validation) for m in said.members]
+        teacher = make.build_ensemble(members, task, [member.name for member in said.members])
     else:
         teacher = make.load_teacher(said, task, run.rows)
     run.teacher = _matched(run, teacher, validation)
@@ -291,7 +297,8 @@ def train_teacher(run: Run) -> Teacher:
     folder = run.folder / "teacher"
     if said.model in ("forest", "boosted"):
         return make.train_estimator_teacher(said, run.task, rows, folder)
-    everything = make.training_set(run.loaded, rows, None, {}, views=10**6, augment=make.augmentation(said), only_labelled=True)
+    seen = make.build_views(said, rows, run.loaded.encoding)
+    everything = make.training_set(run.loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
     teacher = make.build_student(
         said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
     )
@@ -318,30 +325,72 @@ def teach_rows(run: Run) -> None:
     assert run.teacher is not None
     train_rows, rest = run.rows.part("train"), run.rows.take(np.flatnonzero(run.rows.split != "train"))
     run.extra = make.synthetic_rows(run.recipe, train_rows, task)
-    folds = _folds(run, train_rows)
-    augment = make.augmentation(run.recipe.train) if said.views > 1 else None
     asked = train_rows if run.extra is None else _joined(train_rows, run.extra)
+    run.seen = _seen(run, asked)
+    folds = _folds(run, train_rows)
     options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
     folder = run.folder / "transfer"
+    temperature = 1.0
+    if said.encoding != "dense":
+        temperature = make.temperature_of(make.build_objective(run.recipe, task, train_rows.labels))
+    encoding = make.build_encoding(run.recipe, temperature)
     width = {"float32": 4, "float16": 2, "bfloat16": 2}[said.dtype] * task.outputs
-    needed = (len(asked) * said.views + len(rest)) * width + 17 * (len(asked) + len(rest))
+    if encoding != "auto":
+        width = encoding.bytes_per_row(task.outputs)
+    live = said.views == "live"
+    needed = (len(asked) * (0 if live else run.views) + len(rest)) * width + 17 * (len(asked) + len(rest))
     run.warn(checks.raise_errors(checks.check_disk(run.folder, needed)))
-    run.taught = teach(run.teacher, asked, folder / "training", views=said.views, augment=augment, folds=folds, **options)
+    if not live:
+        spec = None if run.seen is None else run.seen.spec
+        stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
+        views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec}
+        run.taught = teach(run.teacher, asked, folder / "training", folds=folds, **views, **stored, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
-        reask(run.teacher, rows, taught, n=16, seed=0)
-    if folds is None:
+        if taught is not None:
+            reask(run.teacher, rows, taught, n=16, seed=0)
+    if folds is None and not live:
         run.warn(_in_sample(run, train_rows))
     made = "" if run.extra is None else f", {len(run.extra):,} of them synthetic"
     fold = "" if folds is None else " · training rows out of fold"
-    view = f" x {said.views} views" if said.views > 1 else ""
+    view = f" x {run.views} views" if run.views > 1 else ""
+    if live:
+        run.say("taught", f"{len(rest):,} held-out rows · {_bytes(folder)} · training rows are asked in the loop (teaching.views = 'live')")
+        return
     run.say("taught", f"{len(asked) + len(rest):,} rows{made}{view} · {_bytes(folder)}{fold} · 16 of each asked again: the same")
+    assert run.taught is not None
+    if run.taught.encoding["measured"]:
+        run.say("encoding", _loss_of(run.taught))
+
+
+def _loss_of(taught: TransferSet) -> str:
+    spec, measured = taught.encoding["stored"], taught.encoding["measured"]
+    what = " ".join(str(spec[name]) for name in ("kind", "dtype", "top", "draws") if name in spec)
+    size = f"{what}: {measured['bytes_per_row']:,} bytes an answer ({4 * taught.task.outputs:,} in full)"
+    if spec["kind"] == "sampled":
+        return f"{size}; unbiased, noise of {measured['error']:.3g} of an answer ({measured['rows']} rows)"
+    return f"{size}; loses {measured['kl']:.3g} nats of KL ({measured['rows']} rows)"
+
+
+def _seen(run: Run, asked: Rows) -> Views | None:
+    """What the views of the training rows are; None where each row is seen as it is."""
+    said = run.recipe.teaching.views
+    assert run.loaded is not None
+    if said == 1:
+        return None
+    seen = make.build_views(run.recipe.train, asked, run.loaded.encoding, counted=said in ("all", "live"))
+    run.views = 1 if seen is None else said if isinstance(said, int) else seen.count
+    return seen
 
 
 def _folds(run: Run, rows: Rows) -> Any:
     said, teacher = run.recipe.teaching.out_of_fold, run.teacher
     assert teacher is not None
-    if said == 0 or rows.labels is None or not run.task.labelled(rows.labels).any():
+    live = run.recipe.teaching.views == "live"
+    if live and isinstance(teacher, Refittable) and teacher.self_scoring and said != 0:
+        told = f"{teacher.name} remembers its training rows, so asking it in the loop (teaching.views = 'live') would say their labels"
+        raise TeacherError(f"{told}; set teaching.views = 1, or teaching.out_of_fold = 0 to ask it all the same", code="U018")
+    if live or said == 0 or rows.labels is None or not run.task.labelled(rows.labels).any():
         return None
     if said == "auto" and not (isinstance(teacher, Refittable) and teacher.self_scoring):
         return None
@@ -354,9 +403,8 @@ def _in_sample(run: Run, train_rows: Rows) -> list[Problem]:
     scores = []
     for rows, taught in ((train_rows, run.taught), (validation, run.held_out)):
         assert taught is not None
-        said = taught.gather(task.signal, taught.positions(rows.keys)).float().numpy()
-        plain = said[:, 0] if taught.views > 1 else said
-        scores.append(cards.quality(plain, rows.labels, task).get(task.metric) if rows.labels is not None else None)
+        said = taught.gather(task.signal, taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)).numpy()
+        scores.append(cards.quality(said, rows.labels, task).get(task.metric) if rows.labels is not None else None)
     inside, outside = scores
     return [] if inside is None or outside is None else checks.check_in_sample(inside, outside, task.metric)
 
@@ -387,27 +435,49 @@ def _bytes(folder: Path) -> str:
 def train_pair(run: Run, seed: int) -> dict[str, Student]:
     """The student and its control: same initialisation, row order, views and steps; only the teacher differs."""
     recipe, task = run.recipe, run.task
-    assert run.loaded is not None and run.taught is not None
+    assert run.loaded is not None
     rows = run.rows.part("train")
     said = rows if run.extra is None else _joined(rows, run.extra)
-    signal = run.taught.gather(task.signal, run.taught.positions(said.keys)).float()
-    views = recipe.teaching.views
-    augment = make.augmentation(recipe.train)
-    full = make.training_set(run.loaded, rows, run.extra, {task.signal: signal}, views=views, augment=augment)
+    objective = make.build_objective(recipe, task, rows.labels)
+    teacher, ask = _evidence(run, said, objective)
+    full = make.training_set(run.loaded, rows, run.extra, teacher, views=run.views, augment=run.seen, ask=ask)
     pair: dict[str, Student] = {}
     folder = run.folder / f"seed-{seed}"
-    objective = make.build_objective(recipe, task, rows.labels)
     pair["student"] = _one(run, "student", full, objective, recipe.train, seed, folder / "student", full.inputs)
     if not recipe.control:
         return pair
     if rows.labels is None or not task.labelled(rows.labels).any():
         run.warn([Problem("U066", "no training row has a label, so no control can be trained: gain unknown", "warning")])
         return pair
-    alone = make.training_set(run.loaded, rows, None, {}, views=views, augment=augment, only_labelled=True)
+    alone = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen, only_labelled=True)
     options = make.with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
     labels_only = make.build_label_objective(recipe.train, task, rows.labels)
     pair["control"] = _one(run, "control", alone, labels_only, options, seed, folder / "control", full.inputs[: len(rows)])
     return pair
+
+
+def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask | None]:
+    """The teacher's signals of these rows in memory, or the way to ask for those of a batch.
+
+    Trees take the plain row's answers; so do several views, whose answers are read batch by batch.
+    """
+    task = run.task
+    if run.taught is None:
+        assert run.teacher is not None
+        if make.is_estimator(run.recipe.student.model):
+            return run.teacher.signals(rows.inputs), None
+        return {}, make.live_answers(run.teacher, rows, run.seen)
+    reads = [name for name in objective.reads if name != LABELS]
+    sparse = run.taught.sparse(task.signal)
+    temperature = make.temperature_of(objective) if sparse else None
+    if make.is_estimator(run.recipe.student.model):
+        positions, plain = run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)
+        return {task.signal: run.taught.gather(task.signal, positions, plain)}, None
+    ask = make.stored_answers(run.taught, rows.keys, reads, temperature=temperature)
+    if run.views > 1 or sparse:
+        return {}, ask
+    everything = torch.arange(len(rows))
+    return ask(everything, torch.zeros_like(everything), everything), None
 
 
 def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -74,7 +74,11 @@ class OptimizerSection(Section):
     max_time: float | None = Field(None, gt=0, description="seconds of training; the schedule is fitted to it")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["balanced"] | list[float] | None = None
-    augment: dict[str, Any] = Field(default_factory=dict, description="views of images: shift = 2 (pixels), flip = true")
+    augment: dict[str, Any] = Field(
+        default_factory=dict,
+        description="views. Images: shift = 4 (pixels), flip = true, crop = 0.5 (least share of the area), colour = 0.3; "
+        "arrays and images: mixup = 0.2; all rows: noise = 0.1",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
 
 
@@ -89,6 +93,7 @@ class TeacherTrainSection(OptimizerSection):
 class TeacherMember(Section):
     """One teacher."""
 
+    name: str | None = Field(None, description="members: store its own answers too, as teachers/NAME/logits")
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
@@ -126,9 +131,21 @@ class TeachingSection(Section):
     """How the teacher is asked."""
 
     batch_size: int = Field(256, ge=1)
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of every stored number, where the encoding is dense")
+    encoding: Literal["dense", "top-k", "sampled", "auto"] = Field(
+        "dense",
+        description="dense: every class; top-k: the largest and the mass of the rest; sampled: the largest and unbiased draws from the "
+        "rest; auto: the smallest of dense and top-k within max_loss",
+    )
+    top: int = Field(32, ge=1, description="classes stored exactly by top-k and sampled")
+    draws: int = Field(16, ge=1, description="classes drawn from the rest by sampled")
+    max_loss: float = Field(1e-3, gt=0, description="auto: mean KL to the full answer, in nats, that may be lost")
     out_of_fold: Literal["auto"] | int = Field("auto", description="folds for an estimator that can be refitted; 0 asks it on its own rows")
-    views: int = Field(1, ge=1, description="augmented versions of each training image that the teacher answers")
+    views: Literal["all", "live"] | Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="augmented versions of each training row that the teacher answers: a number (view 0 is the plain row), all (every "
+        "shift and mirror image there is: the same training as with a live teacher) or live (the teacher answers in the loop)",
+    )
     shard_rows: int = Field(8192, ge=1)
 
 

@@ -211,11 +211,17 @@ class CallableTeacher:
 
 @final
 class Ensemble:
-    """Several teachers as one: the mean of their probabilities, or of their values; columns follow the first member's names."""
+    """Several teachers as one: the mean of their probabilities, or of their values; columns follow the first member's names.
 
-    def __init__(self, members: Sequence[Teacher], *, task: Task) -> None:
+    With `names`, what each member says is a signal of its own beside the mean: `teachers/NAME/logits`.
+    """
+
+    def __init__(self, members: Sequence[Teacher], *, task: Task, names: Sequence[str] = ()) -> None:
         if not members:
             raise TeacherError("an ensemble needs at least one member", code="U010")
+        if names and (len(names) != len(members) or len(set(names)) != len(names)):
+            raise TeacherError(f"{len(members)} members need as many different names; there are: {', '.join(names)}", code="U323")
+        self.names = tuple(names)
         self.members = tuple(members)
         self.task = task
         self.name = "ensemble of " + ", ".join(member.name for member in members)
@@ -230,7 +236,8 @@ class Ensemble:
         if len({answer.shape for answer in said}) != 1:
             shapes = [tuple(answer.shape) for answer in said]
             raise TeacherError(f"the ensemble's members give different shapes: {shapes}; name their classes", code="U010")
-        return {self.task.signal: mean_answer(torch.stack(said), self.task)}
+        own = {f"teachers/{name}/{self.task.signal}": answer for name, answer in zip(self.names, said, strict=False)}
+        return {self.task.signal: mean_answer(torch.stack(said), self.task), **own}
 
     def fingerprint(self) -> dict[str, str]:
         return {
@@ -276,7 +283,7 @@ class Matched:
 
     def signals(self, inputs: Any) -> Signals:
         said = self.teacher.signals(inputs)
-        return {name: value[:, list(self.order)] if name == LOGITS else value for name, value in said.items()}
+        return {name: value[:, list(self.order)] if name.rpartition("/")[2] == LOGITS else value for name, value in said.items()}
 
     def fingerprint(self) -> dict[str, str]:
         return self.teacher.fingerprint() | {"columns": ",".join(map(str, self.order))}
@@ -398,7 +405,7 @@ def difference(first: Signals, second: Signals, *, tolerance: float = 1e-3) -> f
     """
     worst = 0.0
     for name, value in first.items():
-        a, b = (_comparable(name, side.detach().double()) for side in (value, second[name]))
+        a, b = (comparable(name, side.detach().double()) for side in (value, second[name]))
         if a.shape != b.shape:
             return float("inf")
         if a.numel():
@@ -406,8 +413,9 @@ def difference(first: Signals, second: Signals, *, tolerance: float = 1e-3) -> f
     return worst
 
 
-def _comparable(name: str, value: Tensor) -> Tensor:
-    return value.log_softmax(dim=-1).clamp(min=-10) if name == LOGITS and value.shape[-1] > 1 else value
+def comparable(name: str, value: Tensor) -> Tensor:
+    """A signal as it is compared: logits as log-probabilities no lower than -10, below which rounding of probabilities speaks."""
+    return value.log_softmax(dim=-1).clamp(min=-10) if name.rpartition("/")[2] == LOGITS and value.shape[-1] > 1 else value
 
 
 def _watch(name: str, seen: list[str]) -> Callable[[nn.Module, Any], None]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -23,13 +23,17 @@ from torch import Tensor
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError, TransferSetError
 from understudy.signals import Signals
+from understudy.store.encodings import Dense, Encoding, StoredType, choose, lost
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
-from understudy.teachers import Refittable, Teacher, difference, digest, take
+from understudy.teachers import Refittable, Teacher, comparable, digest, take
 
 Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
+SHARD_BYTES = 2**26
+"""Answers are gathered in memory, as float32, until a shard is written."""
+MEASURED_ROWS = 64
 _TOLERANCE = {"float32": 2e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -60,7 +64,10 @@ def teach(
     *,
     task: Task,
     batch_size: int = 256,
-    dtype: Any = "float32",
+    dtype: StoredType = "float32",
+    encoding: Encoding | Literal["auto"] | None = None,
+    most_lost: float = 1e-3,
+    temperature: float = 1.0,
     shard_rows: int = 8192,
     views: int = 1,
     augment: Augment | None = None,
@@ -70,6 +77,9 @@ def teach(
 ) -> TransferSet:
     """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
 
+    Every signal it gives is a column: answers in their `encoding` (every number as `dtype` by default), others as `dtype`. What
+    the encoding loses is measured on 64 rows, at T = 1 and at the training `temperature`, and kept in the manifest; "auto" takes the
+    smallest encoding that loses at most `most_lost` nats. A shard holds `shard_rows` rows, fewer where it would pass 64 MB.
     `augment(inputs, keys, view)` makes views 1 and on; view 0 is the plain row. Answers that are NaN or infinite are
     refused with the rows' names after all rows were asked; the good shards stay.
     """
@@ -78,9 +88,20 @@ def teach(
     fingerprint = dict(teacher.fingerprint())
     if folds is not None:
         fingerprint["out of fold"] = folds.description
-    spec = {"task": task, "teacher": teacher.name, "fingerprint": fingerprint, "dtype": dtype, "views": views, "view_spec": view_spec}
+    spec: dict[str, Any] = {
+        "task": task,
+        "teacher": teacher.name,
+        "fingerprint": fingerprint,
+        "dtype": dtype,
+        "views": views,
+        "view_spec": view_spec,
+    }
+    spec["encoding"] = encoding
     bad: list[int] = []
     with TransferWriter(Path(to), **spec) as writer:
+        _settle(writer, teacher, rows, dtype, most_lost, temperature)
+        assert writer.encoding is not None
+        shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * task.outputs)))
         asked = _missing(rows.keys, writer.keys)
         with _progress(len(asked), progress, teacher.name) as advance:
             for start in range(0, len(asked), shard_rows):
@@ -101,6 +122,31 @@ def teach(
             )
         writer.finish()
     return TransferSet.open(to, verify=False)
+
+
+def _settle(writer: TransferWriter, teacher: Teacher, rows: Rows, dtype: StoredType, most: float, temperature: float) -> None:
+    """Decide the encoding where that is left open, and measure what it loses; a set that knows both is left alone."""
+    task, exact = writer.task, Dense("float32").spec
+    if writer.measured is not None or (writer.encoding is not None and writer.encoding.spec == exact) or not len(rows):
+        return
+    if not task.single_label:
+        if writer.encoding is not None and not writer.encoding.sparse:
+            return
+        if writer.encoding is not None:
+            raise TransferSetError(
+                f"the encoding {writer.encoding.spec['kind']} is for classes that exclude each other, the task is {task.kind}; set "
+                'teaching.encoding = "dense"',
+                code="U322",
+            )
+        writer.settle(Dense(dtype), {})
+        return
+    chosen = _missing(rows.keys, writer.keys[:0])[:MEASURED_ROWS]
+    said, keys = _answer(teacher, take(rows.inputs, chosen), task)[task.signal], rows.keys[chosen]
+    if not bool(said.isfinite().all()):
+        said = said.nan_to_num(0.0)  # the rows are refused by name when they are taught
+    encoding = writer.encoding or choose(said, keys, temperature=temperature, most=most)
+    figures = {name: float(f"{value:.3g}") for name, value in lost(encoding, said, keys, temperature=temperature).items()}
+    writer.settle(encoding, figures | {"rows": len(chosen), "bytes_per_row": encoding.bytes_per_row(task.outputs)})
 
 
 def _missing(keys: Integers, there: Integers) -> Integers:
@@ -137,7 +183,7 @@ def _ask(
 
 
 def _answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
-    said = {name: value.detach().float().cpu() for name, value in teacher.signals(inputs).items()}
+    said = {name: _plain(value) for name, value in teacher.signals(inputs).items()}
     shape = tuple(said[task.signal].shape) if task.signal in said else None
     if shape != (len(inputs), task.outputs):
         raise TeacherError(
@@ -148,11 +194,18 @@ def _answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
     return said
 
 
+def _plain(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
+
+
 def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, np.ndarray[Any, np.dtype[np.int8]]]:
     found = find_keys(folds.keys, keys)
     known = torch.from_numpy(found >= 0)
     replaced = {}
     for name, value in said.items():
+        if name not in folds.signals:
+            raise TeacherError(f"out-of-fold teachers answer {', '.join(folds.signals)} alone; {name} cannot be stored beside", code="U018")
         value = value.clone()
         value[known] = folds.signals[name][torch.from_numpy(found[found >= 0])]
         replaced[name] = value
@@ -160,7 +213,9 @@ def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, 
 
 
 def _not_finite(said: Signals, dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.asarray(torch.stack([~value.to(dtype).isfinite().flatten(1).all(dim=1) for value in said.values()]).any(dim=0).numpy())
+    """Rows that hold NaN, or more than the stored type can say."""
+    wrong = [~(value.flatten(1).abs().amax(dim=1) <= torch.finfo(dtype).max) for value in said.values() if value.is_floating_point()]
+    return np.asarray(torch.stack(wrong).any(dim=0).numpy())
 
 
 @contextmanager
@@ -174,28 +229,67 @@ def _progress(total: int, wanted: bool, name: str) -> Iterator[Callable[[int], N
         yield lambda rows: bar.advance(line, rows)
 
 
-def reask(teacher: Teacher, rows: Rows, transfer_set: TransferSet, *, n: int = 16, seed: int = 0) -> None:
-    """Ask a live teacher again about a few random rows; TransferSetError when it says something else than what is stored."""
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """Rows asked again: how many, and the one that is furthest from what is stored.
+
+    `worst` is in units of what the stored precision allows; above 1 the teacher is another one.
+    """
+
+    rows: int
+    worst: float
+    row: int
+    signal: str
+    stored: str
+    now: str
+
+
+def compare_answers(teacher: Teacher, rows: Rows, transfer_set: TransferSet, *, n: int = 16, seed: int = 0) -> Comparison:
+    """Ask a live teacher again about n random rows (fewer where others spoke for it) and find the worst difference."""
     positions = transfer_set.positions(rows.keys)
     own = np.flatnonzero(transfer_set.fold[positions] == -1)
     if not len(own):
-        return
+        return Comparison(0, 0.0, 0, transfer_set.task.signal, "", "")
     chosen = np.sort(np.random.default_rng(seed).choice(own, size=min(n, len(own)), replace=False))
     now = teacher.signals(take(rows.inputs, chosen))
+    found = Comparison(len(chosen), -1.0, 0, "", "", "")
     for name, said in transfer_set.signals.items():
-        stored = transfer_set.gather(name, positions[chosen])
-        stored = stored[:, 0] if transfer_set.views > 1 else stored
-        tolerance = _TOLERANCE[said["dtype"]]
-        for row, position in enumerate(chosen):
-            if difference({name: stored[row : row + 1]}, {name: now[name][row : row + 1]}, tolerance=tolerance) > 1:
-                raise TransferSetError(
-                    f"the teacher no longer says what is stored in {transfer_set.folder}: {rows.name(int(position))} has {name} "
-                    f"{_shown(stored[row])} there, {_shown(now[name][row])} now. Teach again into another folder",
-                    code="U022",
-                )
+        if name not in now:
+            raise TransferSetError(
+                f"the teacher gives no {name}, which {transfer_set.folder} holds; it gives: {', '.join(now)}", code="U022"
+            )
+        stored, live = transfer_set.witness(name, positions[chosen], now[name])
+        tolerance = _TOLERANCE.get(said["encoding"].get("dtype", "float16"), 1e-9)
+        apart = _apart(name, stored, live, tolerance)
+        row = int(apart.argmax())
+        if float(apart[row]) > found.worst:
+            found = Comparison(len(chosen), float(apart[row]), int(chosen[row]), name, _shown(stored[row]), _shown(live[row]))
+    return found
+
+
+def reask(teacher: Teacher, rows: Rows, transfer_set: TransferSet, *, n: int = 16, seed: int = 0) -> None:
+    """Ask a live teacher again about a few random rows; TransferSetError when it says something else than what is stored."""
+    found = compare_answers(teacher, rows, transfer_set, n=n, seed=seed)
+    if found.worst > 1:
+        raise TransferSetError(
+            f"the teacher no longer says what is stored in {transfer_set.folder}: {rows.name(found.row)} has {found.signal} "
+            f"{found.stored} there, {found.now} now. Teach again into another folder",
+            code="U022",
+        )
+
+
+def _apart(name: str, stored: Tensor, live: Tensor, tolerance: float) -> Tensor:
+    """The largest difference of each row, in units of the tolerance (relative and absolute)."""
+    a, b = comparable(name, stored.double()), comparable(name, live.double())
+    if a.shape != b.shape:
+        return torch.full((len(stored),), torch.inf)
+    apart = (a - b).abs() / (tolerance * (1 + a.abs()))
+    return apart.flatten(1).amax(dim=1).nan_to_num(torch.inf)
 
 
 def _shown(values: Tensor) -> str:
+    values = values.flatten()
     return "[" + ", ".join(f"{float(value):.4g}" for value in values[:4]) + (", ...]" if len(values) > 4 else "]")
 
 

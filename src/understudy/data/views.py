@@ -1,20 +1,124 @@
-"""Views: augmented versions of an image that teacher and student see alike. Pure functions of (key, view).
+"""Views: augmented versions of a row that teacher and student see alike. Pure functions of (key, view), on whole batches.
 
-View 0 is the plain row. The random numbers of a view are a hash of the row's content key and the view's number, so that a
-transfer set can say what the teacher saw, whatever batch the row stands in.
+View 0 is the plain row. A view is either one of a finite set that is counted through (`enumerated`: every shift and mirror
+image), or made from random numbers that are a hash of the row's content key and the view's number. Nothing depends on the
+batch, the worker or the epoch, so a transfer set can say what the teacher saw. Adding a kind of view: a function of (inputs,
+state), a field of Views, and a line in `Views.__call__`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
+import torch
+from scipy.special import betaincinv, ndtri
+from torch.nn import functional
 
+from understudy.data.rows import Kind, Rows
 from understudy.errors import DataError
 
 Array = np.ndarray[Any, Any]
 
+WITHOUT_END = 2**31
+"""How many views there are to draw from where they are neither counted nor stored."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_WIDEST = 4 / 3
+
+
+@final
+@dataclass(frozen=True)
+class Partners:
+    """The rows that mixup mixes with: their inputs, and the order of their keys."""
+
+    inputs: Array
+    order: Array
+    digest: str
+
+    @staticmethod
+    def of(rows: Rows) -> Partners:
+        """The partners among these rows, found by key, whatever order the rows stand in."""
+        order = np.lexsort((rows.keys[:, 1], rows.keys[:, 0]))
+        seen = hashlib.blake2b(np.ascontiguousarray(rows.keys[order]).tobytes(), digest_size=8)
+        return Partners(rows.inputs, order, seen.hexdigest())
+
+
+@final
+@dataclass(frozen=True)
+class Views:
+    """What the views of a row are; called with (inputs, keys int64 [batch, 2], view) it makes them.
+
+    `shift` pixels over zeros and `flip` move an image; `crop` is the least share of its area that a resized crop keeps;
+    `colour` changes brightness, contrast and saturation by up to that share; `noise` is added to numbers (in standard
+    deviations of each column of a table, in the input's own unit elsewhere); `mixup` is the parameter of the Beta
+    distribution of Zhang et al. 2018 (arXiv:1710.09412), the row always being the larger part, so that its label stays.
+    `columns` are the number columns of a table: name, position in its encoding, standard deviation.
+    """
+
+    kind: Kind
+    shift: int = 0
+    flip: bool = False
+    crop: float = 1.0
+    colour: float = 0.0
+    noise: float = 0.0
+    mixup: float = 0.0
+    enumerated: bool = False
+    columns: tuple[tuple[str, int, float], ...] = ()
+    partners: Partners | None = None
+
+    def __post_init__(self) -> None:
+        asked = [name for name in ("shift", "flip", "crop", "colour", "mixup") if getattr(self, name) != type(self).__dict__[name]]
+        wrong = [name for name in asked if self.kind == "table" or (self.kind == "array" and name != "mixup")]
+        if wrong:
+            raise DataError(f"augment.{wrong[0]} is for images, the rows are of kind {self.kind!r}; use augment.noise", code="U320")
+        if self.mixup and self.partners is None:
+            raise DataError("augment.mixup needs the rows to mix with", code="U320")
+
+    @property
+    def finite(self) -> bool:
+        """Whether all views can be counted: only shifts and mirror images."""
+        return self.kind == "image" and self.crop == 1 and not (self.colour or self.noise or self.mixup)
+
+    @property
+    def count(self) -> int:
+        """How many different views there are, the plain row included."""
+        return (2 * self.shift + 1) ** 2 * (2 if self.flip else 1) if self.finite else WITHOUT_END
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What a manifest says of these views; two that make the same views say the same."""
+        names = ("shift", "flip", "crop", "colour", "noise", "mixup")
+        said = {name: getattr(self, name) for name in names if getattr(self, name) != type(self).__dict__[name]}
+        said |= {"how": "enumerated" if self.enumerated else "seeded"}
+        if self.mixup and self.partners is not None:
+            said["partners"] = self.partners.digest
+        if self.noise and self.columns:
+            said["columns"] = {name: float(f"{scale:.6g}") for name, _, scale in self.columns}
+        return said
+
+    def __call__(self, inputs: Any, keys: Array, view: int | Array) -> Any:
+        """The view of each row, as the kind of thing that was given (DataFrame, array or tensor)."""
+        if isinstance(inputs, torch.Tensor):
+            return torch.from_numpy(self(inputs.numpy(), keys, view))
+        views = np.broadcast_to(np.asarray(view, dtype=np.int64), (len(inputs),))
+        if (views == 0).all():
+            return inputs
+        if self.enumerated:
+            return enumerate_images(inputs, views, shift=self.shift, flip=self.flip)
+        state = _state(keys, views)
+        if self.kind == "table":
+            return noisy_columns(inputs, state, views > 0, self.columns, self.noise)
+        given = mixed(inputs, state, views > 0, self.partners, self.mixup) if self.mixup and self.partners is not None else inputs
+        if self.shift or self.flip:
+            given = augment_images(given, keys, views, shift=self.shift, flip=self.flip)
+        if self.crop < 1:
+            given = cropped(given, state, views > 0, self.crop)
+        if self.colour:
+            given = coloured(given, state, views > 0, self.colour)
+        return noisy(given, state, views > 0, self.noise) if self.noise else given
 
 
 def augment_images(images: Array, keys: Array, view: int | Array, *, shift: int = 0, flip: bool = False) -> Array:
@@ -27,20 +131,106 @@ def augment_images(images: Array, keys: Array, view: int | Array, *, shift: int 
     >>> augment_images(image, np.zeros((1, 2), np.int64), 0, shift=1, flip=True).tolist() == image.tolist()
     True
     """
-    batch, height, width, channels = images.shape
-    if not 0 <= shift < min(height, width):
-        most = min(height, width) - 1
-        raise DataError(f"a shift of {shift} pixels does not fit images of {height} x {width}; use 0 to {most}", code="U150")
-    views = np.broadcast_to(np.asarray(view, dtype=np.int64), (batch,))
+    views = np.broadcast_to(np.asarray(view, dtype=np.int64), (len(images),))
     plain = views == 0
+    _refuse_shift(images, shift)
     if plain.all() or not (shift or flip):
         return images
-    state = _mix(keys[:, 0].astype(np.uint64) ^ _mix(keys[:, 1].astype(np.uint64) ^ _mix(views.astype(np.uint64))))
+    state = _state(keys, views)
+    steps = np.uint64(2 * shift + 1)
+    down = np.where(plain, shift, (_mix(state + np.uint64(1)) % steps).astype(np.int64))
+    right = np.where(plain, shift, (_mix(state + np.uint64(2)) % steps).astype(np.int64))
+    mirrored = ~plain & ((_mix(state + np.uint64(3)) >> np.uint64(63)) == 1) & flip
+    return _moved(images, down, right, mirrored, shift)
+
+
+def enumerate_images(images: Array, view: int | Array, *, shift: int = 0, flip: bool = False) -> Array:
+    """View number 0 to (2 shift + 1)^2 - 1 (twice as many with `flip`) of each image: every shift over zeros, every mirror image.
+
+    These are all outcomes of a random crop with `shift` pixels of padding and a random mirror image, each once.
+
+    >>> image = np.arange(1, 5, dtype=np.uint8).reshape(1, 2, 2, 1)
+    >>> len({enumerate_images(image, view, shift=1, flip=True).tobytes() for view in range(18)})
+    18
+    """
+    views = np.broadcast_to(np.asarray(view, dtype=np.int64), (len(images),))
+    _refuse_shift(images, shift)
+    steps, sides = 2 * shift + 1, 2 if flip else 1
+    if ((views < 0) | (views >= steps * steps * sides)).any():
+        raise DataError(f"there are {steps * steps * sides} views of these images, number {views.max()} was asked", code="U320")
+    # the plain image, in the middle of all shifts, comes first
+    place = (views // sides + shift * steps + shift) % (steps * steps)
+    return _moved(images, place // steps, place % steps, views % sides == 1, shift)
+
+
+def cropped(images: Array, state: Array, changed: Array, least: float) -> Array:
+    """A part of each image, of at least the share `least` of its area and sides within 3:4 to 4:3, at the image's size again.
+
+    Bilinear (Szegedy et al. 2015, arXiv:1409.4842, section 6, which takes 0.08).
+    """
+    area = least + (1 - least) * _uniform(state, 11)
+    ratio = _WIDEST ** (2 * _uniform(state, 12) - 1)
+    wide, high = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
+    across, down = (2 * _uniform(state, 13) - 1) * (1 - wide), (2 * _uniform(state, 14) - 1) * (1 - high)
+    chosen = np.flatnonzero(changed)
+    window = np.zeros((len(chosen), 2, 3), dtype=np.float32)
+    window[:, 0, 0], window[:, 1, 1] = wide[chosen], high[chosen]
+    window[:, 0, 2], window[:, 1, 2] = across[chosen], down[chosen]
+    pixels = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float()
+    grid = functional.affine_grid(torch.from_numpy(window), list(pixels.shape), align_corners=False)
+    found = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    given = images.copy()
+    given[chosen] = _bytes(found.permute(0, 2, 3, 1).numpy())
+    return given
+
+
+def coloured(images: Array, state: Array, changed: Array, most: float) -> Array:
+    """Brightness, contrast and saturation of each image multiplied by factors within 1 - most to 1 + most, in this order."""
+    brightness, contrast, saturation = (
+        np.where(changed, 1 + most * (2 * _uniform(state, 21 + number) - 1), 1).astype(np.float32).reshape(-1, 1, 1, 1)
+        for number in range(3)
+    )
+    pixels = (images * brightness).clip(0, 255)
+    middle = pixels.mean(axis=(1, 2, 3), keepdims=True)
+    pixels = ((pixels - middle) * contrast + middle).clip(0, 255)
+    grey = pixels.mean(axis=3, keepdims=True)
+    return _bytes((pixels - grey) * saturation + grey)
+
+
+def noisy(inputs: Array, state: Array, changed: Array, size: float) -> Array:
+    """Inputs with normal noise of this standard deviation on every number; bytes stay bytes."""
+    places = np.arange(int(np.prod(inputs.shape[1:])), dtype=np.uint64)
+    drawn = _normal(state[:, None] ^ _mix(places + np.uint64(31))).astype(np.float32).reshape(inputs.shape)
+    drawn *= np.float32(size) * changed.astype(np.float32).reshape(-1, *[1] * (inputs.ndim - 1))
+    return _bytes(inputs + drawn) if inputs.dtype == np.uint8 else np.asarray(inputs + drawn, dtype=inputs.dtype)
+
+
+def noisy_columns(inputs: Any, state: Array, changed: Array, columns: tuple[tuple[str, int, float], ...], size: float) -> Any:
+    """A table (or its encoding) with normal noise on its number columns, in their standard deviations; missing stays missing."""
+    given = inputs.copy()
+    for name, place, scale in columns:
+        drawn = _normal(state ^ _mix(np.full(1, place + 31, dtype=np.uint64))) * (size * scale) * changed
+        if isinstance(inputs, np.ndarray):
+            given[:, place] += drawn.astype(given.dtype)
+        else:
+            given[name] = inputs[name].astype(np.float64) + drawn
+    return given
+
+
+def mixed(inputs: Array, state: Array, changed: Array, partners: Partners, size: float) -> Array:
+    """Each row mixed with a partner drawn for its view; the row's own share is Beta(size, size), folded to one half or more."""
+    partner = partners.order[(_mix(state + np.uint64(41)) % np.uint64(len(partners.order))).astype(np.int64)]
+    share = betaincinv(size, size, _uniform(state, 42))
+    share = np.where(changed, np.maximum(share, 1 - share), 1).astype(np.float32).reshape(-1, *[1] * (inputs.ndim - 1))
+    blend = inputs * share + partners.inputs[partner] * (1 - share)
+    return _bytes(blend) if inputs.dtype == np.uint8 else np.asarray(blend, dtype=inputs.dtype)
+
+
+def _moved(images: Array, down: Array, right: Array, mirrored: Array, shift: int) -> Array:
+    """Each image's window at (down, right) of its version padded with `shift` zeros, mirrored where said."""
+    batch, height, width, channels = images.shape
     given = images
     if shift:
-        steps = np.uint64(2 * shift + 1)
-        down = np.where(plain, shift, (_mix(state + np.uint64(1)) % steps).astype(np.int64))
-        right = np.where(plain, shift, (_mix(state + np.uint64(2)) % steps).astype(np.int64))
         padded = np.zeros((batch, height + 2 * shift, width + 2 * shift, channels), dtype=images.dtype)
         padded[:, shift : shift + height, shift : shift + width] = images
         row, line, pixel, channel = padded.strides
@@ -52,10 +242,35 @@ def augment_images(images: Array, keys: Array, view: int | Array, *, shift: int 
             writeable=False,
         )
         given = windows[np.arange(batch), down, right]
-    if flip:
-        mirrored = ~plain & ((_mix(state + np.uint64(3)) >> np.uint64(63)) == 1)
-        given = np.where(mirrored[:, None, None, None], given[:, :, ::-1], given)
+    if mirrored.any():
+        given = np.array(given) if given is images else given
+        given[mirrored] = given[mirrored, :, ::-1]
     return np.ascontiguousarray(given)
+
+
+def _refuse_shift(images: Array, shift: int) -> None:
+    height, width = images.shape[1:3]
+    if not 0 <= shift < min(height, width):
+        most = min(height, width) - 1
+        raise DataError(f"a shift of {shift} pixels does not fit images of {height} x {width}; use 0 to {most}", code="U150")
+
+
+def _bytes(pixels: Array) -> Array:
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def _state(keys: Array, views: Array) -> Array:
+    """The random state of each (row, view), uint64."""
+    return _mix(keys[:, 0].astype(np.uint64) ^ _mix(keys[:, 1].astype(np.uint64) ^ _mix(views.astype(np.uint64))))
+
+
+def _uniform(state: Array, stream: int) -> Array:
+    """One number in (0, 1) for each state."""
+    return np.asarray(((_mix(state + np.uint64(stream)) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def _normal(state: Array) -> Array:
+    return np.asarray(ndtri(((_mix(state) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53))
 
 
 def _mix(words: Array) -> Array:

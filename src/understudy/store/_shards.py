@@ -1,7 +1,8 @@
 """Shards and the manifest: how a transfer set lies on disk. A file is whole or absent.
 
 A folder is `shard-00000.safetensors` ... plus `manifest.json`, written last; while being taught it holds `plan.json`
-instead. Each shard carries the hash of its own tensors, so that a resumed run can trust what a killed one left.
+instead. Each shard carries the hash of its own tensors and a note of the plan it was taught by, so that a resumed run can trust what a
+killed one left, even when both notes are lost.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,9 @@ from understudy.errors import TransferSetError
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-VERSION = 1
+VERSION = 2
 KEYS = "keys"
 FOLD = "fold"
-
-StoredType = Literal["float32", "float16", "bfloat16"]
 
 
 def shard_name(number: int) -> str:
@@ -64,7 +63,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TransferSetError(f"{path} cannot be read: {error}. Teach again into an empty folder", code="U024") from None
+        advice = "Run the same command again: shards that are whole are kept"
+        raise TransferSetError(f"{path} cannot be read: {error}. {advice}", code="U024") from None
     if not isinstance(said, dict) or said.get("version") != VERSION:
         found = said.get("version") if isinstance(said, dict) else None
         raise TransferSetError(
@@ -73,10 +73,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return said
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write one shard; gives its entry in the manifest."""
+def write_shard(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> dict[str, Any]:
+    """Write one shard with a note of what it belongs to; gives its entry in the manifest."""
     hashed = content_hash(tensors)
-    write_whole(path, save(tensors, metadata={"blake2b": hashed}))
+    # one entry: several would come in any order, and the same rows would not give the same bytes
+    said = json.dumps({"blake2b": hashed, **note}, sort_keys=True)
+    write_whole(path, save(tensors, metadata={"understudy": said}))
     return {"file": path.name, "rows": len(tensors[KEYS]), "blake2b": hashed}
 
 
@@ -84,15 +86,29 @@ def read_shard(path: Path, *, expected: dict[str, Any] | None = None, verify: bo
     """A shard's tensors, memory-mapped; TransferSetError when it is damaged or not the one the manifest means."""
     try:
         with safe_open(path, framework="pt") as file:
-            hashed = (file.metadata() or {}).get("blake2b")
+            hashed = _said(file).get("blake2b")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise damaged(path, str(error).splitlines()[0]) from None
     if hashed is None or (expected is not None and (hashed != expected["blake2b"] or len(tensors.get(KEYS, ())) != expected["rows"])):
         raise damaged(path, "it is not the shard that the manifest describes")
     if verify and content_hash(tensors) != hashed:
         raise damaged(path, "its content hash differs")
     return tensors
+
+
+def note_of(path: Path) -> dict[str, Any]:
+    """The note that a shard was written with, empty when it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _said(file)
+    except (OSError, ValueError, SafetensorError):
+        return {}
+
+
+def _said(file: Any) -> dict[str, Any]:
+    said = json.loads((file.metadata() or {}).get("understudy", "{}"))
+    return said if isinstance(said, dict) else {}
 
 
 def damaged(path: Path, reason: str) -> TransferSetError:

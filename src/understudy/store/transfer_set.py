@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import psutil
-import torch
 from torch import Tensor
 
 from understudy.errors import TransferSetError, did_you_mean
+from understudy.store._gathering import Column
 from understudy.store._shards import FOLD, KEYS, MANIFEST, PLAN, damaged, read_json, read_shard
+from understudy.store.encodings import from_spec
 from understudy.tasks import Task
 
 Keys = np.ndarray[Any, np.dtype[np.int64]]
@@ -60,9 +60,13 @@ class TransferSet:
         self.view_spec: dict[str, Any] = manifest["views"]["spec"]
         self.keys: Keys = np.concatenate([shard[KEYS].numpy() for shard in shards])
         self.fold = np.concatenate([shard[FOLD].numpy() for shard in shards])
-        self._starts = np.cumsum([0] + [len(shard[KEYS]) for shard in shards])
-        self._mapped = shards
-        self._in_memory: dict[str, Tensor] = {}
+        self.encoding: dict[str, Any] = manifest["encoding"]
+        self._encodings = {name: from_spec(said["encoding"]) for name, said in self.signals.items()}
+        self._columns = {
+            name + ending: Column([shard[name + ending] for shard in shards], views=self.views)
+            for name, encoding in self._encodings.items()
+            for ending in encoding.endings
+        }
 
     @staticmethod
     def open(folder: str | Path, *, verify: bool = True) -> TransferSet:
@@ -96,23 +100,34 @@ class TransferSet:
             )
         return found
 
-    def gather(self, signal: str, positions: Positions) -> Tensor:
-        """A signal of these rows as float32 [rows, ...], with a second axis of views where there are several."""
-        if signal not in self.signals:
-            raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, self.signals)}", code="U027")
-        if signal not in self._in_memory and self._fits(signal):
-            self._in_memory[signal] = torch.cat([shard[signal] for shard in self._mapped])
-        index = torch.from_numpy(np.ascontiguousarray(positions))
-        if signal in self._in_memory:
-            return self._in_memory[signal].index_select(0, index).float()
-        shape = self._mapped[0][signal].shape[1:]
-        out = torch.empty((len(positions), *shape), dtype=torch.float32)
-        shard_of = np.searchsorted(self._starts, positions, side="right") - 1
-        for number in np.unique(shard_of):
-            rows = torch.from_numpy(np.flatnonzero(shard_of == number))
-            out[rows] = self._mapped[number][signal].index_select(0, index[rows] - int(self._starts[number])).float()
-        return out
+    def gather(self, signal: str, positions: Positions, view: Positions | None = None, *, temperature: float | None = None) -> Tensor:
+        """A signal of these rows, each in its view, as float32 [rows, ...]; of all views, [rows, views, ...], when `view` is None.
 
-    def _fits(self, signal: str) -> bool:
-        size = sum(shard[signal].numel() * shard[signal].element_size() for shard in self._mapped)
-        return bool(size < psutil.virtual_memory().available / 4)
+        A set of one view has no axis of views. Where only some classes are stored the rest is filled so that the softmax at
+        `temperature` (the one they were stored for, else 1) is right; the stored columns themselves are `logits/ids`,
+        `logits/top` and `logits/tail`.
+        """
+        if signal in self._encodings:
+            encoding = self._encodings[signal]
+            columns = {ending: self._columns[signal + ending].gather(positions, view) for ending in encoding.endings}
+            if not encoding.sparse:
+                return columns[""].float() if columns[""].is_floating_point() else columns[""]
+            places = next(iter(columns.values())).shape[:-1]
+            flat = {ending: column.reshape(-1, column.shape[-1]) for ending, column in columns.items()}
+            at = encoding.spec.get("temperature", 1.0) if temperature is None else temperature
+            dense = encoding.decode(flat, self.signals[signal]["shape"][-1], temperature=at)
+            return dense.reshape(*places, -1)
+        if signal in self._columns:
+            found = self._columns[signal].gather(positions, view)
+            return found.float() if found.is_floating_point() else found.long()
+        there = [*self.signals, *(name for name in self._columns if name not in self.signals)]
+        raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, there)}", code="U027")
+
+    def sparse(self, signal: str) -> bool:
+        """Whether only some classes of this signal are stored."""
+        return self._encodings[signal].sparse
+
+    def witness(self, signal: str, positions: Positions, live: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored of the plain rows beside what a live answer says of the same things, [rows, ...] each."""
+        encoding, plain = self._encodings[signal], np.zeros(len(positions), dtype=np.int64)
+        return encoding.witness({ending: self._columns[signal + ending].gather(positions, plain) for ending in encoding.endings}, live)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -19,14 +21,15 @@ from understudy.store._shards import (
     MANIFEST,
     PLAN,
     VERSION,
-    StoredType,
     content_hash,
+    note_of,
     read_json,
     read_shard,
     shard_name,
     write_json,
     write_shard,
 )
+from understudy.store.encodings import Dense, Encoding, StoredType, from_spec
 from understudy.tasks import Task
 
 if sys.platform != "win32":
@@ -37,7 +40,8 @@ if sys.platform != "win32":
 class TransferWriter:
     """Writes a transfer set into a folder, going on from what an earlier run left there.
 
-    Use it in a `with`: the folder is locked inside. `keys` are the rows that are there already.
+    Use it in a `with`: the folder is locked inside. `keys` are the rows that are there already. `encoding` is how the
+    answers are stored, "auto" when `settle` will say it; other signals are stored as `dtype`, whole numbers as they are.
     """
 
     def __init__(
@@ -48,11 +52,15 @@ class TransferWriter:
         teacher: str,
         fingerprint: dict[str, str],
         dtype: StoredType = "float32",
+        encoding: Encoding | Literal["auto"] | None = None,
         views: int = 1,
         view_spec: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.encoding: Encoding | None = Dense(dtype) if encoding is None else None if encoding == "auto" else encoding
+        self.measured: dict[str, Any] | None = None
+        self.task = task
         self._plan: dict[str, Any] = {
             "version": VERSION,
             "task": task.to_json(),
@@ -60,9 +68,11 @@ class TransferWriter:
             "fingerprint": dict(sorted(fingerprint.items())),
             "views": {"count": views, "spec": view_spec or {}},
             "dtype": dtype,
+            "asked": "auto" if self.encoding is None else self.encoding.spec,
         }
         self._entries: dict[int, dict[str, Any]] = {}
         self._shapes: dict[str, Any] = {}
+        self._digest = hashlib.blake2b(json.dumps(self._plan, sort_keys=True).encode(), digest_size=16).hexdigest()
         self._lock: int | None = None
         self.keys = np.zeros((0, 2), dtype=np.int64)
 
@@ -83,14 +93,60 @@ class TransferWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._release()
 
+    def settle(self, encoding: Encoding, measured: dict[str, Any]) -> None:
+        """Keep to this encoding, and say what it was measured to lose."""
+        self.encoding, self.measured = encoding, measured
+        write_json(self.folder / PLAN, self._noted())
+
     def write(self, keys: np.ndarray[Any, Any], fold: np.ndarray[Any, Any], signals: dict[str, Tensor]) -> None:
         """Store these rows as one shard."""
+        assert self.encoding is not None
         number = next(n for n in range(len(self._entries) + 1) if n not in self._entries)
-        tensors = {name: value.detach().to(self.dtype).contiguous() for name, value in signals.items()}
-        self._shapes = self._shapes or _shapes(tensors)
+        tensors: dict[str, Tensor] = {}
+        shapes: dict[str, Any] = {}
+        for name, value in signals.items():
+            encoding = self.encoding if self._is_answer(name, value) else Dense(str(self._type_of(value)).removeprefix("torch."))  # type: ignore[arg-type]
+            tensors |= {name + ending: column for ending, column in self._encoded(encoding, value.detach(), keys).items()}
+            shapes[name] = {"shape": list(value.shape[2 if self._views > 1 else 1 :]), "encoding": encoding.spec}
+        if not self._shapes:
+            self._shapes = shapes
+            write_json(self.folder / PLAN, self._noted())
         tensors |= {KEYS: torch.from_numpy(np.ascontiguousarray(keys)), FOLD: torch.from_numpy(np.asarray(fold, dtype=np.int8))}
         (self.folder / MANIFEST).unlink(missing_ok=True)
-        self._entries[number] = write_shard(self.folder / shard_name(number), tensors)
+        self._entries[number] = write_shard(self.folder / shard_name(number), tensors, self._note())
+
+    @property
+    def _views(self) -> int:
+        return int(self._plan["views"]["count"])
+
+    def _is_answer(self, name: str, value: Tensor) -> bool:
+        return name.rpartition("/")[2] == self.task.signal and value.shape[-1] == self.task.outputs
+
+    def _type_of(self, value: Tensor) -> torch.dtype:
+        return self.dtype if value.is_floating_point() else value.dtype
+
+    def _encoded(self, encoding: Encoding, value: Tensor, keys: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        if not encoding.sparse:
+            return {"": encoding.encode(value, keys)[""].contiguous()}
+        if self._views == 1:
+            return {ending: column.contiguous() for ending, column in encoding.encode(value, keys).items()}
+        views = [encoding.encode(value[:, view], keys, view) for view in range(self._views)]
+        return {ending: torch.stack([view[ending] for view in views], dim=1) for ending in encoding.endings}
+
+    def _noted(self) -> dict[str, Any]:
+        """The plan with what was settled on the way."""
+        encoding = {"stored": None if self.encoding is None else self.encoding.spec, "measured": self.measured}
+        return self._plan | {"encoding": encoding, "signals": self._shapes}
+
+    def _note(self) -> dict[str, Any]:
+        """What every shard says of the whole, so that a lost plan or manifest can be made again."""
+        return {"plan": self._digest} | {name: self._noted()[name] for name in ("encoding", "signals")}
+
+    def _recall(self, there: dict[str, Any]) -> None:
+        """Take over what an earlier run settled."""
+        stored, self.measured = there["encoding"]["stored"], there["encoding"]["measured"]
+        self.encoding = None if stored is None else from_spec(stored)
+        self._shapes = there["signals"]
 
     def finish(self) -> None:
         """Write the manifest; the transfer set is complete."""
@@ -98,7 +154,7 @@ class TransferWriter:
         if not shards:
             raise TransferSetError("no row to teach: the rows given are empty", code="U027")
         rows = sum(entry["rows"] for entry in shards)
-        write_json(self.folder / MANIFEST, self._plan | {"shards": shards, "signals": self._shapes, "rows": rows})
+        write_json(self.folder / MANIFEST, self._noted() | {"shards": shards, "rows": rows})
         (self.folder / PLAN).unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
@@ -123,19 +179,22 @@ class TransferWriter:
 
     def _compare(self) -> None:
         """Refuse a folder that another teacher (or task, type, views) filled; else note what is being written."""
-        place = next((self.folder / name for name in (MANIFEST, PLAN) if (self.folder / name).exists()), None)
-        if place is None:
-            write_json(self.folder / PLAN, self._plan)
+        there = next((said for said in map(self._read, (MANIFEST, PLAN)) if said is not None), None)
+        if there is None:
+            self._compare_shards()
+            write_json(self.folder / PLAN, self._noted())
             return
-        there = read_json(place)
         before, now = there["fingerprint"], self._plan["fingerprint"]
         moved = [
             f"{part}: {before.get(part, 'absent')!r} there, {now.get(part, 'absent')!r} now"
             for part in sorted(set(before) | set(now))
             if before.get(part) != now.get(part)
         ]
+        parts = ("task", "dtype", "views") if there["asked"] == self._plan["asked"] else ("task", "dtype", "views", "asked")
         moved += [
-            f"{part}: {there[part]} there, {self._plan[part]} now" for part in ("task", "dtype", "views") if there[part] != self._plan[part]
+            f"{'encoding' if part == 'asked' else part}: {there[part]} there, {self._plan[part]} now"
+            for part in parts
+            if there[part] != self._plan[part]
         ]
         if moved:
             raise TransferSetError(
@@ -143,8 +202,31 @@ class TransferWriter:
                 + "\nGive the teacher that was used, or teach into another folder",
                 code="U021",
             )
-        if place.name == MANIFEST:
-            write_json(self.folder / PLAN, self._plan)
+        self._recall(there)
+        write_json(self.folder / PLAN, self._noted())
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A note of an earlier run; one that was cut short is worth nothing, one of another version is refused."""
+        path = self.folder / name
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            path.unlink(missing_ok=True)
+            return None
+        return read_json(path)
+
+    def _compare_shards(self) -> None:
+        """Without plan and manifest: refuse shards of another plan, and learn from those of this one."""
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            said = note_of(path)
+            if said.get("plan") == self._digest:
+                self._recall(said)
+            elif said:
+                raise TransferSetError(
+                    f"{path} was taught by something else (another teacher, task, encoding or views), and the note that said by what "
+                    "is lost. Give the teacher that was used, or teach into another folder",
+                    code="U021",
+                )
 
     def _collect(self) -> None:
         """Take over the whole shards of an earlier run; what is damaged or half-written goes."""
@@ -160,12 +242,7 @@ class TransferWriter:
             except TransferSetError:
                 path.unlink()
                 continue
-            self._shapes = self._shapes or _shapes({name: value for name, value in shard.items() if name not in (KEYS, FOLD)})
             hashed = {"file": path.name, "rows": len(shard[KEYS]), "blake2b": content_hash(shard)}
             self._entries[int(path.stem.removeprefix("shard-"))] = hashed
             keys.append(shard[KEYS].numpy().copy())
         self.keys = np.concatenate(keys)
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")} for name, value in tensors.items()}

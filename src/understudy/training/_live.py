@@ -75,11 +75,11 @@ class Live:
     def _decay(self) -> None:
         """Weight decay as AdamW (decoupled) or SGD (in the gradient) has it, but not of biases nor of the scales of norms."""
         decay, lr = self.options.weight_decay, self.optimizer.param_groups[0]["lr"]
-        moving = [weight for weight in self.decaying if weight.grad is not None]
+        moving: list[Tensor] = [weight for weight in self.decaying if weight.grad is not None]
         if self.options.optimizer == "adamw":
             torch._foreach_mul_(moving, 1.0 - lr * decay)
         else:
-            torch._foreach_add_([weight.grad for weight in moving], moving, alpha=decay)
+            torch._foreach_add_([weight.grad for weight in moving if weight.grad is not None], moving, alpha=decay)
 
     @torch.no_grad()
     def _constrain(self, largest: float) -> None:

@@ -45,6 +45,11 @@ def row_order(rows: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(rows, generator=generator(seed, epoch))
 
 
+def view_order(rows: int, views: int, seed: int, epoch: int) -> Tensor:
+    """The view in which each row is seen in this epoch, int64 [rows], drawn anew from all of them in each."""
+    return torch.randint(views, (rows,), generator=generator(seed, -1 - epoch))
+
+
 def generator(seed: int, epoch: int) -> torch.Generator:
     """Random numbers for one epoch; nearby seeds and epochs share nothing."""
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch * 7_919 + 12_345) % 2**63)

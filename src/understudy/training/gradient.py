@@ -27,13 +27,14 @@ from understudy.tasks import Task
 from understudy.training._checkpoint import WEIGHTS, Checkpoints, shape_digest
 from understudy.training._journal import Journal
 from understudy.training._live import Live, Position, copied
-from understudy.training._schedule import generator, progress_of, rate_factor, row_order, steps_of
+from understudy.training._schedule import progress_of, rate_factor, row_order, steps_of, view_order
 
 LOG_EVERY = 50
 """Fewest optimizer steps between two lines of metrics within an epoch."""
 
 Validate = Callable[[nn.Module], dict[str, float]]
 Augment = Callable[[Tensor, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], Tensor]
+Ask = Callable[[Tensor, "Tensor | None", Tensor], Signals]
 
 
 @final
@@ -43,7 +44,9 @@ class TrainingSet:
 
     `inputs` [rows, ...] is what the network reads; `labels` follow understudy.tasks; `labelled` bool [rows], None when
     all are. `teacher` holds [rows, ...], or [rows, views, ...] when there is more than one view; then
-    `augment(inputs, keys, view)` makes those views of a batch. A row shows its views in turn, one per epoch.
+    `augment(inputs, keys, view)` makes those views of a batch. A row shows one view per epoch, drawn by seed and epoch.
+    `ask(rows, view, inputs)` gives the signals that are not held in memory, from a transfer set or a live teacher;
+    `inputs` are those of the batch, in their views.
     """
 
     inputs: Tensor
@@ -53,6 +56,7 @@ class TrainingSet:
     keys: np.ndarray[Any, np.dtype[np.int64]] | None = None
     views: int = 1
     augment: Augment | None = None
+    ask: Ask | None = None
 
     def __post_init__(self) -> None:
         said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, **self.teacher}
@@ -74,12 +78,14 @@ class TrainingSet:
             teacher = {name: said[rows, view] for name, said in self.teacher.items()}
             if self.augment is not None and self.keys is not None:
                 inputs = self.augment(inputs, self.keys[rows.numpy()], view.numpy())
+        if self.ask is not None:
+            teacher |= self.ask(rows, view, inputs)
         labels = None if self.labels is None else self.labels.index_select(0, rows)
         return Batch(inputs, labels, None if self.labelled is None else self.labelled.index_select(0, rows), teacher)
 
     def near(self, device: torch.device) -> TrainingSet:
-        """The same set in the device's memory where it fits in half of what is free and no view is made on the CPU."""
-        if device.type != "cuda" or (self.augment is not None and self.views > 1):
+        """The same set in the device's memory where it fits in half of what is free and nothing is made on the CPU."""
+        if device.type != "cuda" or self.ask is not None or (self.augment is not None and self.views > 1):
             return self
         tensors = [tensor for tensor in (self.inputs, self.labels, self.labelled, *self.teacher.values()) if tensor is not None]
         if sum(tensor.nbytes for tensor in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
@@ -157,7 +163,6 @@ def _loop(
 ) -> Position:
     """Every epoch, every step, from wherever a checkpoint left off."""
     module, objective, options, device = live.module, live.objective, live.options, live.device
-    views = torch.randint(data.views, (len(data),), generator=generator(seed, -1)).to(data.inputs.device) if data.views > 1 else None
     per_epoch = len(steps_of(torch.arange(len(data)), options.batch_size, options.accumulate))
     log_every = max(LOG_EVERY, per_epoch // 20)
 
@@ -168,14 +173,14 @@ def _loop(
     at = live.at
     journal.open(at.step, per_epoch * options.epochs)
     if at.step == 0 and options.epochs:
-        _signal_test(live, data, task, seed, views)
+        _signal_test(live, data, task, seed)
     before, started, logged = at.seconds, time.perf_counter(), at.step
 
     module.train()
     while not at.finished(options):
         # the order depends on seed and epoch alone, so that a student and its control, or a resumed run, see the same rows
         order = row_order(len(data), seed, at.epoch).to(data.inputs.device)
-        view = None if views is None else (views + at.epoch).remainder(data.views)
+        view = view_order(len(data), data.views, seed, at.epoch).to(data.inputs.device) if data.views > 1 else None
         for batches in steps_of(order, options.batch_size, options.accumulate)[at.within :]:
             lr = options.lr * rate_factor(progress_of(at.step, per_epoch, options, at.seconds), options)
             for group in live.optimizer.param_groups:
@@ -264,10 +269,11 @@ def _validated(validate: Validate | None, live: Live) -> dict[str, float]:
         return figures
 
 
-def _signal_test(live: Live, data: TrainingSet, task: Task, seed: int, views: Tensor | None) -> None:
+def _signal_test(live: Live, data: TrainingSet, task: Task, seed: int) -> None:
     """Does every term move the student? Asked of the first batch, in evaluation mode: nothing is changed by asking."""
     rows = row_order(len(data), seed, 0)[: live.options.batch_size].to(data.inputs.device)
-    batch = _moved(data.batch(rows, None if views is None else views[rows]), live.device)
+    view = view_order(len(data), data.views, seed, 0).to(rows.device)[rows] if data.views > 1 else None
+    batch = _moved(data.batch(rows, view), live.device)
     with evaluating(live.module):
         live.objective.signal_test(lambda given: {task.signal: live.module(given.inputs).float()}, batch, live.parameters)
 
