@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,13 +17,6 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def divergence(log_from: Tensor, log_to: Tensor) -> Tensor:
     """KL(from || to), summed over the last axis."""
     return (log_from.exp() * (log_from - log_to)).sum(-1)
-
-
-def log_mixture(log_first: Tensor, log_second: Tensor, share: float) -> Tensor:
-    """log(share * first + (1 - share) * second)."""
-    if share in (0, 1):
-        return log_first if share else log_second
-    return torch.logaddexp(log_first + math.log(share), log_second + math.log1p(-share))
 
 
 def without_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -40,36 +40,3 @@ def labelled(student: Tensor, labels: Tensor) -> None:
             f"labels are {labels.dtype} {list(labels.shape)}",
             code="U031",
         )
-
-
-def same_tokens(student: Tensor, other: Tensor, name: str) -> None:
-    """Refuse what has not one entry per token of the student, [batch, time, ...]."""
-    if other.shape[:2] != student.shape[:2] or other.ndim not in (2, 3):
-        raise InputError(
-            f"student and {name} must have the same rows and tokens: student is {list(student.shape)}, {name} is {list(other.shape)}",
-            code="U031",
-        )
-
-
-def masked(mask: Tensor | None, *given: Tensor) -> tuple[Tensor, ...]:
-    """The same numbers with 0 for the tokens that do not count, so that whatever stands there reaches no gradient."""
-    if mask is None:
-        return given
-    if mask.shape != given[0].shape[:-1] or mask.dtype != torch.bool:
-        raise InputError(
-            f"mask must say true or false per token: student is {list(given[0].shape)}, mask is {mask.dtype} {list(mask.shape)}",
-            code="U300",
-        )
-    hidden = ~mask[..., None]
-    return tuple(each.masked_fill(hidden, 0) for each in given)
-
-
-def counted(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The values of the tokens that count, 0 for the others."""
-    return values if mask is None else values.masked_fill(~mask, 0)
-
-
-def share(name: str, value: float) -> None:
-    """Refuse a share that is not between 0 and 1."""
-    if not 0 <= value <= 1:
-        raise InputError(f"{name} must lie between 0 and 1 (got {value:g})", code="U301")

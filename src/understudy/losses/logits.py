@@ -7,6 +7,8 @@ write it here, name it in `__all__`, and give it a line in tests/definitions_log
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -227,8 +229,9 @@ def standardized(
 
 
 def _standardized(logits: Tensor, unbiased: bool) -> Tensor:
-    deviation, mean = torch.std_mean(logits, -1, correction=int(unbiased), keepdim=True)
-    return (logits - mean) / (deviation + 1e-7)
+    centred = logits - logits.mean(-1, keepdim=True)
+    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(logits.shape[-1] - unbiased)
+    return centred / (deviation + 1e-7)
 
 
 def transformed_teacher(
