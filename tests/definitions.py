@@ -74,6 +74,7 @@ VALUES = LOGITS
 LABELS = Kind(lambda seed, rows, dtype: normal(seed, rows, CLASSES).argmax(1), anything=False)
 BITS = Kind(lambda seed, rows, dtype: (normal(seed, rows, CLASSES) > 0).to(dtype), anything=False)
 DISTRIBUTIONS = Kind(lambda seed, rows, dtype: normal(seed, rows, CLASSES).softmax(1).to(dtype), anything=False)
+TEACHERS = Kind(lambda seed, rows, dtype: normal(seed, 3, rows, CLASSES, dtype=dtype), rows_axis=1)
 TOKENS = Kind(lambda seed, rows, dtype: normal(seed, rows, TIME, CLASSES, dtype=dtype))
 
 

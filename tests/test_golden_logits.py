@@ -10,8 +10,20 @@ import torch
 from published import Case, Published, cases, misses, not_finite
 from torch import Tensor
 
-from understudy.losses.labels import binary_cross_entropy, cross_entropy
-from understudy.losses.logits import binary_soft_target, logit_mse, soft_target
+from understudy.losses.correlations import correlation, multi_level
+from understudy.losses.labels import binary_cross_entropy, cross_entropy, soft_cross_entropy
+from understudy.losses.logits import (
+    binary_soft_target,
+    decoupled,
+    ensemble_soft_target,
+    logit_mse,
+    normalized,
+    soft_target,
+    standardized,
+    teacher_cross_entropy,
+    transformed_teacher,
+    weighted_transformed_teacher,
+)
 from understudy.losses.regression import squared_error, teacher_bounded, teacher_squared_error
 
 Loss = Callable[..., Tensor]
@@ -35,9 +47,57 @@ def known_labels(s: Tensor, case: Case) -> Tensor:
 
 
 def smoothed(s: Tensor, case: Case) -> Tensor:
-    if "labels" not in case:  # targets that are distributions: no loss here takes them yet
-        return case["loss"] + (case["grad_student"] * (s - s.detach())).sum()
-    return cross_entropy(s, case["labels"], label_smoothing=float(case["label_smoothing"])).mean()
+    smoothing = float(case["label_smoothing"])
+    if "labels" not in case:
+        return soft_cross_entropy(s, case["targets"], label_smoothing=smoothing).mean()
+    return cross_entropy(s, case["labels"], label_smoothing=smoothing).mean()
+
+
+def over_rows(loss: Loss, *options: str, labels: bool = False, suffix: str = "", **renamed: str) -> Published:
+    """The mean over rows of a loss of student, teacher and perhaps labels; options by the file's name or `ours=theirs`."""
+
+    def compute(s: Tensor, case: Case) -> Tensor:
+        evidence = [case["teacher_logits"], *([case["labels"]] if labels else [])]
+        given = {**{name: name for name in options}, **renamed}
+        return loss(s, *evidence, **{ours: float(case[theirs]) for ours, theirs in given.items()}).mean()
+
+    return Published(compute, suffix=suffix)
+
+
+def several_levels(row: float = 0.0, batch: float = 0.0, class_: float = 0.0, *, masked: bool = False, suffix: str = "") -> Published:
+    def compute(s: Tensor, case: Case) -> Tensor:
+        return multi_level(
+            s,
+            case["teacher_logits"],
+            temperatures=tuple(case["temperatures"].tolist()),
+            row_weight=row,
+            batch_weight=batch,
+            class_weight=class_,
+            mask=case["mask"].bool() if masked else None,
+        ).mean()
+
+    return Published(compute, suffix=suffix, file="mlkd")
+
+
+def mutual(s: Tensor, case: Case) -> Tensor:
+    """The loss of each student of a cohort whose peers are constants."""
+    peers = [torch.cat([s[:k], s[k + 1 :]]).detach() for k in range(len(s))]
+    pairs = zip(s, peers, strict=True)
+    temperature = float(case["temperature"])
+    return torch.stack([(cross_entropy(z, case["labels"]) + ensemble_soft_target(z, t, temperature=temperature)).mean() for z, t in pairs])
+
+
+def shared_target(s: Tensor, case: Case) -> Tensor:
+    """The loss of each student of a cohort with a given common target."""
+    temperature, weight = float(case["temperature"]), float(case["kd_weight"])
+    target = case["target_logits"]
+    hard = [cross_entropy(z, case["labels"]) for z in s]
+    return torch.stack([(h + weight * soft_target(z, target, temperature=temperature)).mean() for h, z in zip(hard, s, strict=True)])
+
+
+def several_teachers(s: Tensor, case: Case) -> Tensor:
+    weights = case.get("weights")
+    return ensemble_soft_target(s, case["teacher_logits"], weights=weights, temperature=float(case["temperature"])).mean()
 
 
 def multilabel(s: Tensor, case: Case, soft: Loss = binary_soft_target) -> Tensor:
@@ -61,6 +121,24 @@ PUBLISHED: dict[str, Published] = {
     "kd": Published(lambda s, case: kd(s, case).mean()),
     "kd_weighted": Published(lambda s, case: (case["weights"] * kd(s, case)).mean()),
     "multilabel_kd": Published(multilabel),
+    "dkd": over_rows(decoupled, "temperature", labels=True, target_weight="alpha", other_weight="beta"),
+    "nkd": over_rows(normalized, "temperature", labels=True, other_weight="gamma"),
+    "dist": over_rows(correlation, "temperature", row_weight="beta", class_weight="gamma"),
+    "lskd": over_rows(standardized, "temperature"),
+    "ttm": over_rows(transformed_teacher, exponent="gamma"),
+    "wttm": over_rows(weighted_transformed_teacher, exponent="gamma"),
+    "tinybert_prediction": over_rows(teacher_cross_entropy, "temperature"),
+    "mlkd": several_levels(1.0, 1.0, 1.0),
+    "mlkd, rows masked": several_levels(1.0, masked=True, suffix="_instance_masked"),
+    "mlkd, batch": several_levels(batch=1.0, suffix="_batch"),
+    "mlkd, classes": several_levels(class_=1.0, suffix="_class"),
+    "dml": Published(mutual),
+    "kdcl_naive": Published(shared_target),
+    "kdcl_linear": Published(shared_target),
+    "kdcl_minlogit": Published(shared_target),
+    "aver_mkd": Published(several_teachers),
+    "ebkd": Published(several_teachers),
+    "ca_mkd": Published(several_teachers),
     "forward_kl": Published(over_tokens),
     "embedding_mse": Published(lambda s, case: logit_mse(s, case["teacher_features"], centred=False).mean(), "student_features"),
     "regression_kd": Published(regression, "student_pred"),

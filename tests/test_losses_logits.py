@@ -14,7 +14,7 @@ from torch import Tensor
 
 from understudy.errors import InputError
 from understudy.losses.labels import binary_cross_entropy, cross_entropy
-from understudy.losses.logits import binary_soft_target, logit_mse, soft_target
+from understudy.losses.logits import binary_soft_target, logit_mse, soft_target, weighted_soft_label
 from understudy.losses.regression import squared_error, teacher_bounded, teacher_squared_error
 
 Loss = Callable[..., Tensor]
@@ -114,3 +114,11 @@ def test_the_label_is_the_place_to_be_whatever_the_teacher_says() -> None:
     assert not gradient.any()
     assert (teacher_bounded(labels + numbers(9) / 100, labels, labels, margin=0.25) > 0).all()
     assert not teacher_bounded(labels + numbers(9) / 1000, teacher, labels, margin=0.25).any()
+
+
+def test_the_weight_of_a_soft_label_has_no_gradient() -> None:
+    """Then the student that says what the teacher says stays there."""
+    teacher = numbers(1)
+    values, gradient = value_and_gradient(weighted_soft_label, teacher, teacher, numbers(2).argmax(1), temperature=2.0)
+    assert (values > 0).all()
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)

@@ -30,3 +30,13 @@ def positive(name: str, value: float) -> None:
 def precise(student: Tensor) -> Tensor:
     """The same numbers in float32, or in float64 if they are float64 already."""
     return student if student.dtype == torch.float64 else student.float()
+
+
+def labelled(student: Tensor, labels: Tensor) -> None:
+    """Refuse anything but student [rows, classes] with one class index per row."""
+    if student.ndim != 2 or labels.shape != student.shape[:1] or labels.is_floating_point():
+        raise InputError(
+            f"this loss reads student [rows, classes] and one class index per row: student is {list(student.shape)}, "
+            f"labels are {labels.dtype} {list(labels.shape)}",
+            code="U031",
+        )

@@ -6,15 +6,17 @@ one: write it here, name it in `__all__`, and give it a line in tests/definition
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from understudy.errors import InputError
-from understudy.losses._shapes import precise, same_shape
+from understudy.losses._shapes import labelled, positive, precise, same_shape
 
-__all__ = ["binary_cross_entropy", "cross_entropy"]
+__all__ = ["binary_cross_entropy", "cross_entropy", "soft_cross_entropy", "virtual_teacher"]
 
 
 def cross_entropy(
@@ -71,6 +73,55 @@ def binary_cross_entropy(
     weights = _weights(class_weights, student)
     values = functional.binary_cross_entropy_with_logits(student, target, weight=weights, reduction="none").mean(-1)
     return torch.where(known, values, 0.0)
+
+
+def soft_cross_entropy(
+    student: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], *, label_smoothing: float = 0.0
+) -> Float[Tensor, " batch"]:
+    """Cross-entropy with labels that are distributions: mixed labels, votes of annotators, smoothed classes.
+
+    -sum_c t_c log softmax(student)_c, where t = (1 - label_smoothing) * labels + label_smoothing / classes. The rows of
+    labels add to 1; rows with a NaN give 0. It helps where mixup or several annotators make labels uncertain, and is the
+    plain cross-entropy where they do not. Smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7; mixed labels:
+    Zhang et al. 2018, arXiv:1710.09412.
+
+    >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.5]]))
+    tensor([0.6931])
+    """
+    same_shape(student, labels, "labels")
+    student = precise(student)
+    known = ~labels.sum(-1).isnan()
+    values = functional.cross_entropy(student, labels.to(student.dtype).nan_to_num(), reduction="none", label_smoothing=label_smoothing)
+    return torch.where(known, values, 0.0)
+
+
+def virtual_teacher(
+    student: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], *, correct: float = 0.99, temperature: float = 20.0
+) -> Float[Tensor, " batch"]:
+    """KL(teacher || student) to a teacher made by hand, who gives the label a fixed probability and shares out the rest.
+
+    sum_c u_c (log u_c - log softmax(student)_c), where u = softmax(log(d) / temperature), and d is `correct` at the label
+    and (1 - correct) / (classes - 1) elsewhere. Rows of label -1 give 0. Teacher-free regularisation of Yuan, Tay, Li,
+    Wang & Feng 2020, arXiv:1909.11723, section 5; the published code softens d itself, probabilities as if they were
+    logits, which leaves a target that is almost uniform, and this does not. It helps as label smoothing does, where there
+    is no teacher; it teaches nothing about which classes are alike.
+
+    >>> virtual_teacher(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), correct=0.5)
+    tensor([0.])
+    """
+    labelled(student, labels)
+    positive("temperature", temperature)
+    classes = student.shape[1]
+    if not 0 < correct < 1 or classes < 2:
+        raise InputError(f"virtual_teacher needs 0 < correct < 1 and two classes (got {correct:g} and {classes})", code="U301")
+    gap = (math.log(correct) - math.log((1 - correct) / (classes - 1))) / temperature
+    rest = -math.log(math.exp(gap) + classes - 1)  # log u of a class that is not the label
+    target, other = math.exp(gap + rest), math.exp(rest)
+    entropy = target * (gap + rest) + (classes - 1) * other * rest
+    log_student = torch.log_softmax(precise(student), -1)
+    at_label = log_student.gather(1, labels.clamp_min(0).long()[:, None]).squeeze(1)
+    values = entropy - (target - other) * at_label - other * log_student.sum(-1)
+    return torch.where(labels >= 0, values, 0.0)
 
 
 def _weights(class_weights: Tensor | None, student: Tensor) -> Tensor | None:
