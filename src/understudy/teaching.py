@@ -22,11 +22,11 @@ from torch import Tensor
 
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError, TransferSetError
-from understudy.signals import Signals
+from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
-from understudy.teachers import Refittable, Teacher, difference, digest, take
+from understudy.teachers import Refittable, Teacher, check_missing, difference, digest, max_missing, take
 
 Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -71,7 +71,8 @@ def teach(
     """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
 
     `augment(inputs, keys, view)` makes views 1 and on; view 0 is the plain row. Answers that are NaN or infinite are
-    refused with the rows' names after all rows were asked; the good shards stay.
+    refused with the rows' names after all rows were asked; the good shards stay. A remote teacher may have no answer to a
+    row: it is stored as NaN, and refused (U335) when there are more of them than the teacher's `max_missing`.
     """
     if views > 1 and (augment is None or folds is not None):
         raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
@@ -80,6 +81,7 @@ def teach(
         fingerprint["out of fold"] = folds.description
     spec = {"task": task, "teacher": teacher.name, "fingerprint": fingerprint, "dtype": dtype, "views": views, "view_spec": view_spec}
     bad: list[int] = []
+    allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
         asked = _missing(rows.keys, writer.keys)
         with _progress(len(asked), progress, teacher.name) as advance:
@@ -89,7 +91,7 @@ def teach(
                 fold = np.full(len(chunk), -1, dtype=np.int8)
                 if folds is not None:
                     said, fold = _replace(said, rows.keys[chunk], folds)
-                wrong = _not_finite(said, writer.dtype)
+                wrong = _not_finite(said, writer.dtype, unanswered=allowed > 0)
                 bad.extend(chunk[wrong].tolist())
                 if not wrong.any():
                     writer.write(rows.keys[chunk], fold, said)
@@ -100,7 +102,10 @@ def teach(
                 code="U006",
             )
         writer.finish()
-    return TransferSet.open(to, verify=False)
+    taught = TransferSet.open(to, verify=False)
+    if allowed:
+        check_missing(taught.gather(task.signal, np.arange(len(taught))), allowed, teacher.name)
+    return taught
 
 
 def _missing(keys: Integers, there: Integers) -> Integers:
@@ -159,8 +164,10 @@ def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, 
     return replaced, np.where(found >= 0, folds.fold[found], -1).astype(np.int8)
 
 
-def _not_finite(said: Signals, dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.asarray(torch.stack([~value.to(dtype).isfinite().flatten(1).all(dim=1) for value in said.values()]).any(dim=0).numpy())
+def _not_finite(said: Signals, dtype: torch.dtype, *, unanswered: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Rows that may not be stored; `unanswered` lets those pass that hold no number at all."""
+    bad = [~value.to(dtype).isfinite().flatten(1).all(dim=1) & (is_answered(value) | (not unanswered)) for value in said.values()]
+    return np.asarray(torch.stack(bad).any(dim=0).numpy())
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class TrainingSet:
     `inputs` [rows, ...] is what the network reads; `labels` follow understudy.tasks; `labelled` bool [rows], None when
     all are. `teacher` holds [rows, ...], or [rows, views, ...] when there is more than one view; then
     `augment(inputs, keys, view)` makes those views of a batch. A row shows its views in turn, one per epoch.
+    `answered` bool [rows] marks the rows that the teacher has an answer to, None when all; the others hold zeros.
     """
 
     inputs: Tensor
@@ -53,9 +54,10 @@ class TrainingSet:
     keys: np.ndarray[Any, np.dtype[np.int64]] | None = None
     views: int = 1
     augment: Augment | None = None
+    answered: Tensor | None = None
 
     def __post_init__(self) -> None:
-        said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, **self.teacher}
+        said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, "answered": self.answered, **self.teacher}
         wrong = [f"{name} has {len(value)}" for name, value in said.items() if value is not None and len(value) != len(self)]
         if wrong or not len(self):
             raise InputError(f"a training set of {len(self)} rows: {'; '.join(wrong) or 'there is nothing to train on'}", code="U036")
@@ -75,7 +77,8 @@ class TrainingSet:
             if self.augment is not None and self.keys is not None:
                 inputs = self.augment(inputs, self.keys[rows.numpy()], view.numpy())
         labels = None if self.labels is None else self.labels.index_select(0, rows)
-        return Batch(inputs, labels, None if self.labelled is None else self.labelled.index_select(0, rows), teacher)
+        labelled, answered = (None if mask is None else mask.index_select(0, rows) for mask in (self.labelled, self.answered))
+        return Batch(inputs, labels, labelled, teacher, answered)
 
     def near(self, device: torch.device) -> TrainingSet:
         """The same set in the device's memory where it fits in half of what is free and no view is made on the CPU."""
@@ -84,8 +87,9 @@ class TrainingSet:
         tensors = [tensor for tensor in (self.inputs, self.labels, self.labelled, *self.teacher.values()) if tensor is not None]
         if sum(tensor.nbytes for tensor in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher), device)
-        return replace(self, inputs=moved.inputs, labels=moved.labels, labelled=moved.labelled, teacher=moved.teacher)
+        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher, self.answered), device)
+        masks = replace(self, labelled=moved.labelled, answered=moved.answered)
+        return replace(masks, inputs=moved.inputs, labels=moved.labels, teacher=moved.teacher)
 
 
 @final
@@ -247,7 +251,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
     labelled = None if batch.labelled is None else batch.labelled.to(device, non_blocking=True)
     teacher = {name: said.to(device, non_blocking=True) for name, said in batch.teacher.items()}
-    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher)
+    answered = None if batch.answered is None else batch.answered.to(device, non_blocking=True)
+    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher, answered)
 
 
 def _validated(validate: Validate | None, live: Live) -> dict[str, float]:
