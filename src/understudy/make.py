@@ -24,7 +24,7 @@ from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.objectives import Objective
 from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
-from understudy.signals import LOGITS, Signals
+from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
 from understudy.students import convnet, mlp, preprocessing, trees
@@ -202,15 +202,17 @@ def build_views(
 # --- teachers -------------------------------------------------------------------------------------------------------
 
 
-def load_teacher(said: TeacherMember, task: Task, rows: Rows) -> Teacher:
-    """The teacher that `source` names, through the adapter for its kind of file."""
-    from understudy.adapters import boosters, predictions, sklearn, timm_models, torch_module
+def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
+    """The teacher that `source` names, through the adapter for its kind of file; a server's answers are kept in `cache`."""
+    from understudy.adapters import api, boosters, predictions, sklearn, timm_models, torch_module
     from understudy.adapters import callables as functions
 
     source, classes = str(said.source), _class_names(said.classes)
     name = source.lower()
     weights = None if said.weights is None else (said.weights if said.weights == "factory" else str(Path(said.weights)))
     picture: dict[str, Any] = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
+    if said.is_remote:
+        return api.load(source, task=task, rows=rows, options=said.options, cache=cache)
     if source.startswith("timm:"):
         return timm_models.load(
             source, task=task, classes=classes, pretrained=said.pretrained, weights=weights, options=said.options, **picture
@@ -237,9 +239,16 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows) -> Teacher:
         return predictions.load(path, rows=rows, task=task, classes=classes, output=said.output)
     raise TeacherError(
         f"teacher.source = {source!r} is of no kind known here: .skops, .joblib, .pkl, .json or .ubj (XGBoost), .txt (LightGBM), "
-        ".parquet, .csv or .npz (predictions), package.module:factory, timm:NAME",
+        ".parquet, .csv or .npz (predictions), package.module:factory, timm:NAME, http(s)://host/v1",
         code="U062",
     )
+
+
+def free_teacher_options(said: TeacherMember) -> list[str]:
+    """The options of a teacher that a run may go on with others of, since its answers do not depend on them."""
+    from understudy.adapters import api
+
+    return [f"teacher.options.{name}" for name in api.FREE_TO_CHANGE] if said.is_remote else []
 
 
 def build_ensemble(members: list[Teacher], task: Task, names: Sequence[str | None] = ()) -> Teacher:
@@ -464,6 +473,13 @@ def training_set(
         if labels is not None:
             fill = -1 if task.single_label else np.nan
             labels = np.concatenate([labels, np.full((len(extra), *labels.shape[1:]), fill, dtype=labels.dtype)])
+    answered: torch.Tensor | None = None
+    if teacher:
+        answered = torch.stack([is_answered(said) for said in teacher.values()]).all(dim=0)
+        answered = None if bool(answered.all()) else answered
+    if answered is not None:
+        # NaN must not reach the gradient of any loss
+        teacher = {name: said.nan_to_num(0.0) for name, said in teacher.items()}
     mask = None if labels is None else task.labelled(labels)
     whole = mask is None or bool(mask.all())
     return TrainingSet(
@@ -475,6 +491,7 @@ def training_set(
         views=views,
         augment=augment,
         ask=ask,
+        answered=answered,
     )
 
 

@@ -89,9 +89,18 @@ class Term(nn.Module, ABC):
         if values.shape != given.shape[:1]:
             shapes = f"there are {len(given)} rows, and it gave {list(values.shape)}"
             raise InputError(f"the loss of the term {self.name!r} must give one value per row; {shapes}", code="U031")
-        if LABELS not in self.reads or batch.labelled is None:
+        counted = self._counted(batch)
+        if counted is None:
             return values.mean()
-        return torch.where(batch.labelled, values, 0.0).sum() / batch.labelled.sum().clamp_min(1)
+        return torch.where(counted, values, 0.0).sum() / counted.sum().clamp_min(1)
+
+    def _counted(self, batch: Batch) -> Tensor | None:
+        """The rows that have everything this term reads, None when all have."""
+        labelled = batch.labelled if LABELS in self.reads else None
+        answered = batch.answered if {*self.reads} - {LABELS} else None
+        if labelled is None or answered is None:
+            return answered if labelled is None else labelled
+        return labelled & answered
 
     def labels_of(self, batch: Batch) -> Tensor:
         """The labels, 0 where there is none: NaN must not reach the gradient of any loss."""

@@ -34,11 +34,11 @@ from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.objectives import LABELS, Objective
 from understudy.recipe import Recipe, to_toml
-from understudy.signals import Signals
+from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.teachers import Matched, Refittable, Teacher, check_teacher
+from understudy.teachers import Matched, Refittable, Teacher, check_missing, check_teacher, max_missing, remotes
 from understudy.teaching import out_of_fold, reask, teach
 from understudy.training.gradient import Ask, TrainingSet, train
 from understudy.training.trees import fit_estimator
@@ -124,10 +124,13 @@ def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
     run = open_run(recipe, console or Console(stderr=False), fresh=False)
     run.warn(checks.check_recipe(recipe, gates=cards.parse_gates, raising=True))
     prepare_rows(run)
-    if recipe.teacher.train is None:
-        prepare_teacher(run)
-    else:
+    if recipe.teacher.train is not None:
         run.say("teacher", "would be trained here from the labels ([teacher.train])")
+    elif any(member.is_remote for member in (recipe.teacher, *recipe.teacher.members)):
+        load_teachers(run)
+        run.say("teacher", "was asked nothing: a remote teacher is scored when the run begins")
+    else:
+        prepare_teacher(run)
     run.say("ready", f"nothing stands in the way; {len(run.warnings)} warnings")
     return run.warnings
 
@@ -144,7 +147,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")
     if kept.exists():
-        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said)
+        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said, make.free_teacher_options(recipe.teacher))
         if moved and not fresh and _made_something(folder):
             raise RecipeError(
                 f"{folder} holds another run: {'; '.join(moved)}. Choose another --out, or --fresh to start its students over", code="U050"
@@ -160,9 +163,9 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
     return Run(recipe, folder, console)
 
 
-def _moved(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _moved(before: dict[str, Any], now: dict[str, Any], free: list[str]) -> list[str]:
     flat_before, flat_now = _flat(before), _flat(now)
-    names = [name for name in sorted({*flat_before, *flat_now}) if name.split(".")[0] not in (*FREE_TO_CHANGE, "out")]
+    names = [name for name in sorted({*flat_before, *flat_now} - {*free}) if name.split(".")[0] not in (*FREE_TO_CHANGE, "out")]
     return [
         f"{name} was {flat_before.get(name)}, now {flat_now.get(name)}" for name in names if flat_before.get(name) != flat_now.get(name)
     ]
@@ -254,14 +257,15 @@ def prepare_teacher(run: Run) -> None:
     validation = run.rows.part("validation")
     if said.train is not None:
         teacher = train_teacher(run)
-    elif said.members:
-        members = [_matched(run, make.load_teacher(m, task, run.rows), validation) for m in said.members]
-        teacher = make.build_ensemble(members, task, [member.name for member in said.members])
     else:
-        teacher = make.load_teacher(said, task, run.rows)
+        loaded = load_teachers(run)
+        teacher = loaded[0]
+        if said.members:
+            members = [_matched(run, each, validation) for each in loaded]
+            teacher = make.build_ensemble(members, task, [member.name for member in said.members])
     run.teacher = _matched(run, teacher, validation)
     problems = check_teacher(run.teacher, _some(validation, 64))
-    answers = _answers(run.teacher, validation.inputs, task)
+    answers, validation = _scored(run, validation)
     figures = cards.quality(answers, validation.labels, task) if validation.labels is not None else {}
     score = figures.get(task.metric)
     problems += checks.check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
@@ -273,6 +277,33 @@ def prepare_teacher(run: Run) -> None:
     run.say("teacher", run.teacher_line)
 
 
+def load_teachers(run: Run) -> list[Teacher]:
+    """The teachers of the recipe; those asked over a network say what that will take before they are asked anything."""
+    said, rows = run.recipe.teacher, run.rows
+    loaded = [make.load_teacher(member, run.task, rows, run.folder / "cache") for member in said.members or [said]]
+    further = int(np.count_nonzero(rows.split == "train")) * run.recipe.rows.synthetic
+    for teacher in loaded:
+        for remote in remotes(teacher):
+            run.say("quote", remote.quote(rows.inputs, further))
+    return loaded
+
+
+def _scored(run: Run, rows: Rows) -> tuple[np.ndarray[Any, Any], Rows]:
+    """The teacher's answers to these rows, and the rows; those it has no answer to are left out, and said."""
+    assert run.teacher is not None
+    answers = _answers(run.teacher, rows.inputs, run.task)
+    if not remotes(run.teacher):
+        return answers, rows
+    check_missing(torch.from_numpy(answers), max_missing(run.teacher), run.teacher.name, "validation rows")
+    there = _there(answers)
+    return answers[there], rows.take(there)
+
+
+def _there(answers: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions of the rows that the teacher has an answer to."""
+    return np.flatnonzero(is_answered(torch.from_numpy(answers)).numpy())
+
+
 def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
     task = run.task
     if task.kind == "regression":
@@ -280,6 +311,9 @@ def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
     known = np.zeros(0, dtype=np.int64) if validation.labels is None else np.flatnonzero(task.labelled(validation.labels))[:2000]
     some = validation.take(known if len(known) else slice(0, 8))
     answers = teacher.signals(some.inputs)[task.signal]
+    if remotes(teacher):
+        there = _there(answers.numpy())
+        answers, some = answers[torch.from_numpy(there)], some.take(there)
     match = match_classes(teacher.classes, task, answers, some.labels if len(known) else None, accept=run.recipe.teacher.accept_mapping)
     run.say("classes", match.sentence)
     if match.order == tuple(range(answers.shape[1])) and answers.shape[1] == task.outputs:
@@ -351,6 +385,10 @@ def teach_rows(run: Run) -> None:
             reask(run.teacher, rows, taught, n=16, seed=0)
     if folds is None and not live:
         run.warn(_in_sample(run, train_rows))
+    lacking = _unanswered(run) if remotes(run.teacher) else 0
+    if lacking:
+        told = f"the teacher has no readable answer to {lacking:,} of {len(asked) + len(rest):,} rows"
+        run.warn([Problem("U339", f"{told}: in training they take no part in the soft term, held-out ones are not measured", "warning")])
     made = "" if run.extra is None else f", {len(run.extra):,} of them synthetic"
     fold = "" if folds is None else " · training rows out of fold"
     view = f" x {run.views} views" if run.views > 1 else ""
@@ -361,6 +399,12 @@ def teach_rows(run: Run) -> None:
     assert run.taught is not None
     if run.taught.encoding["measured"]:
         run.say("encoding", _loss_of(run.taught))
+
+
+def _unanswered(run: Run) -> int:
+    """How many rows the teacher has no answer to."""
+    sets = [taught for taught in (run.taught, run.held_out) if taught is not None]
+    return sum(int((~is_answered(taught.gather(run.task.signal, np.arange(len(taught))))).sum()) for taught in sets)
 
 
 def _loss_of(taught: TransferSet) -> str:
@@ -404,7 +448,8 @@ def _in_sample(run: Run, train_rows: Rows) -> list[Problem]:
     for rows, taught in ((train_rows, run.taught), (validation, run.held_out)):
         assert taught is not None
         said = taught.gather(task.signal, taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)).numpy()
-        scores.append(cards.quality(said, rows.labels, task).get(task.metric) if rows.labels is not None else None)
+        there = _there(said)
+        scores.append(cards.quality(said[there], rows.labels[there], task).get(task.metric) if rows.labels is not None else None)
     inside, outside = scores
     return [] if inside is None or outside is None else checks.check_in_sample(inside, outside, task.metric)
 
@@ -507,6 +552,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         alpha=recipe.objective.alpha,
         temperature=recipe.objective.temperature if recipe.objective.target == "soft" and "temperature" in _set(recipe) else 1.0,
         target=recipe.objective.target,
+        answered=None if signal is None or data.answered is None else data.answered.numpy(),
     )
     student.save(folder)
     _write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
@@ -546,7 +592,8 @@ def _validation(run: Run) -> Callable[[Student], dict[str, float]]:
         if rows.labels is not None and task.labelled(rows.labels).any():
             figures[task.metric] = cards.quality(answers, rows.labels, task)[task.metric]
         if taught is not None:
-            figures["agreement"] = cards.fidelity(answers, taught, task)["agreement"]
+            there = _there(taught)
+            figures["agreement"] = cards.fidelity(answers[there], taught[there], task)["agreement"]
         return figures
 
     return validate
@@ -605,12 +652,15 @@ def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dic
     test = run.rows.part("test")
     assert run.held_out is not None and run.teacher is not None
     teacher_answers = run.held_out.gather(task.signal, run.held_out.positions(test.keys)).float().numpy()
+    # all models are measured on the same rows: those that the teacher has an answer to
+    there = _there(teacher_answers)
+    test, teacher_answers = test.take(there), teacher_answers[there]
     models: dict[str, list[np.ndarray[Any, Any]]] = {"teacher": [teacher_answers]}
     for name in ("control", "student"):
         answers = [_answers(pair[name], test.inputs, task) for pair in students.values() if name in pair]
         if answers:
             models[name] = answers
-    models["exported"] = [exported["answers"]]
+    models["exported"] = [exported["answers"][there]]
     best = students[exported["seed"]]
     costs = _costs(run, best, exported, test)
     card = cards.measure(
@@ -645,7 +695,9 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
     costs: dict[str, Any] = {}
     for name, model in {"teacher": run.teacher, "control": best.get("control"), "student": best["student"]}.items():
         if model is not None:
-            costs[name] = cards.cost(model.signals, one, many, seconds=seconds, parameters=_parameters(model))
+            # a remote teacher's answers come from its cache now, which says nothing of its speed
+            timed = 0.0 if remotes(model) else seconds
+            costs[name] = cards.cost(model.signals, one, many, seconds=timed, parameters=_parameters(model))
     session = artifact.open_session(exported["folder"])
     encoded = best["student"].encode(many).numpy()
     costs["exported"] = cards.cost(

@@ -7,6 +7,7 @@ folder where the command runs; those of the data, to `data.root`.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,17 +98,37 @@ class TeacherMember(Section):
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
-        "module:factory, timm:NAME",
+        "module:factory, timm:NAME, http(s)://host/v1 (a server)",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
     trust: bool = Field(False, description="allow files that can execute code when loaded")
     classes: list[str] | str | None = Field(None, description="the teacher's class names in its order, or a text file with one per line")
     output: Literal["auto", "logits", "probabilities", "values"] = "auto"
     pretrained: bool = Field(False, description="timm: download the published weights")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the factory")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the factory, or of a server")
     image_size: tuple[int, int] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the teacher is asked over a network."""
+        return self.source is not None and self.source.lower().startswith(("http://", "https://"))
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> TeacherMember:
+        # a recipe is copied into the run's folder before the teacher is made, so this cannot wait until then
+        if self.is_remote:
+            named = self.options.get("key_env")
+            if named is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(named)):
+                raise ValueError("options.key_env is the name of an environment variable, not the key itself")
+            if any(
+                word in name.lower() for name in self.options for word in ("api_key", "apikey", "token_auth", "authorization", "secret")
+            ):
+                raise ValueError("a recipe holds no key: export it in an environment variable and name that in options.key_env")
+            if re.search(r"@|\?", str(self.source)):
+                raise ValueError("source is an address without user, password or query; a key belongs in the variable that key_env names")
+        return self
 
 
 class TeacherSection(TeacherMember):

@@ -24,10 +24,17 @@ class Batch:
     """Rows as the training loop sees them.
 
     `inputs` is what the student's network reads; `labels` follow understudy.tasks, None when no row has one;
-    `labelled` marks the rows that have one, None when all do; `teacher` holds the teacher's signals, aligned.
+    `labelled` marks the rows that have one, None when all do; `teacher` holds the teacher's signals, aligned;
+    `answered` marks the rows that the teacher answered, None when it answered all (the others hold zeros).
     """
 
     inputs: Tensor
     labels: Tensor | None
     labelled: Tensor | None
     teacher: Signals
+    answered: Tensor | None = None
+
+
+def is_answered(said: Tensor) -> Tensor:
+    """Which rows have an answer, bool [rows]: a teacher that has none gives NaN in every column."""
+    return ~said.isnan().flatten(1).all(dim=1)

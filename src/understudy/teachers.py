@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from understudy.answers import Output, as_tensor, looks_like, to_logits
 from understudy.errors import Problem, TeacherError, did_you_mean
-from understudy.signals import LOGITS, Signals
+from understudy.signals import LOGITS, Signals, is_answered
 from understudy.tasks import Task
 
 
@@ -59,6 +59,20 @@ class Refittable(Protocol):
 
     def refit(self, inputs: Any, labels: np.ndarray[Any, Any]) -> Teacher:
         """A fresh copy fitted on these rows; `labels` follow understudy.tasks with the teacher's own column indices."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A teacher asked over a network: it says first what it will cost, and may have no answer to a row (NaN in every column)."""
+
+    @property
+    def max_missing(self) -> float:
+        """The largest share of rows that may stay without an answer."""
+        ...
+
+    def quote(self, inputs: Any, further: int = 0) -> str:
+        """What asking these rows, and `further` ones like them, takes; nothing is asked."""
         ...
 
 
@@ -371,11 +385,12 @@ def check_teacher(teacher: Teacher, inputs: Any) -> list[Problem]:
 def _check_answers(teacher: Teacher, inputs: Any) -> list[Problem]:
     rows = len(inputs)
     whole = teacher.signals(inputs)
-    problems = []
+    problems, allowed = [], max_missing(teacher) > 0
     for name, value in whole.items():
         if value.requires_grad:
             problems.append(Problem("U018", f"{teacher.name} gives {name} that require a gradient; run it under torch.inference_mode()"))
         bad = ~value.detach().isfinite().flatten(1).all(dim=1)
+        bad = bad & is_answered(value.detach()) if allowed else bad
         if bad.any():
             first = int(bad.nonzero()[0])
             problems.append(Problem("U006", f"{int(bad.sum()):,} of {rows:,} teacher rows are NaN or infinite (first: row {first})"))
@@ -406,8 +421,9 @@ def difference(first: Signals, second: Signals, *, tolerance: float = 1e-3) -> f
     worst = 0.0
     for name, value in first.items():
         a, b = (comparable(name, side.detach().double()) for side in (value, second[name]))
-        if a.shape != b.shape:
+        if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
             return float("inf")
+        a, b = a.nan_to_num(0.0), b.nan_to_num(0.0)
         if a.numel():
             worst = max(worst, float(((a - b).abs() / (tolerance * (1 + a.abs()))).max()))
     return worst
@@ -434,3 +450,29 @@ def _modules(teacher: Any) -> list[nn.Module]:
     if isinstance(teacher, Ensemble):
         return [module for member in teacher.members for module in _modules(member)]
     return []
+
+
+def remotes(teacher: Any) -> list[Remote]:
+    """The teachers behind this one that are asked over a network."""
+    if isinstance(teacher, Matched):
+        return remotes(teacher.teacher)
+    if isinstance(teacher, Ensemble):
+        return [remote for member in teacher.members for remote in remotes(member)]
+    return [teacher] if isinstance(teacher, Remote) else []
+
+
+def max_missing(teacher: Teacher) -> float:
+    """The largest share of rows that may have no answer: 0 unless the teacher is asked over a network."""
+    return max((remote.max_missing for remote in remotes(teacher)), default=0.0)
+
+
+def check_missing(said: Tensor, allowed: float, name: str, what: str = "rows") -> int:
+    """How many rows have no answer; TeacherError when they are more than the allowed share."""
+    missing = int((~is_answered(said)).sum())
+    if missing > allowed * len(said):
+        raise TeacherError(
+            f"{name} has no readable answer to {missing:,} of {len(said):,} {what} ({missing / len(said):.1%}), allowed are {allowed:.1%}. "
+            "Look at its answers, mend the prompt, or raise teacher.options.max_missing",
+            code="U335",
+        )
+    return missing

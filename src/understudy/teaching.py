@@ -22,12 +22,12 @@ from torch import Tensor
 
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError, TransferSetError
-from understudy.signals import Signals
+from understudy.signals import Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, StoredType, choose, lost
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
-from understudy.teachers import Refittable, Teacher, comparable, digest, take
+from understudy.teachers import Refittable, Teacher, check_missing, comparable, digest, max_missing, take
 
 Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -81,7 +81,8 @@ def teach(
     the encoding loses is measured on 64 rows, at T = 1 and at the training `temperature`, and kept in the manifest; "auto" takes the
     smallest encoding that loses at most `most_lost` nats. A shard holds `shard_rows` rows, fewer where it would pass 64 MB.
     `augment(inputs, keys, view)` makes views 1 and on; view 0 is the plain row. Answers that are NaN or infinite are
-    refused with the rows' names after all rows were asked; the good shards stay.
+    refused with the rows' names after all rows were asked; the good shards stay. A remote teacher may have no answer to a
+    row: it is stored as NaN, and refused (U335) when there are more of them than the teacher's `max_missing`.
     """
     if views > 1 and (augment is None or folds is not None):
         raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
@@ -98,6 +99,7 @@ def teach(
     }
     spec["encoding"] = encoding
     bad: list[int] = []
+    allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
         _settle(writer, teacher, rows, dtype, most_lost, temperature)
         assert writer.encoding is not None
@@ -110,7 +112,7 @@ def teach(
                 fold = np.full(len(chunk), -1, dtype=np.int8)
                 if folds is not None:
                     said, fold = _replace(said, rows.keys[chunk], folds)
-                wrong = _not_finite(said, writer.dtype)
+                wrong = _not_finite(said, writer.dtype, unanswered=allowed > 0)
                 bad.extend(chunk[wrong].tolist())
                 if not wrong.any():
                     writer.write(rows.keys[chunk], fold, said)
@@ -121,7 +123,10 @@ def teach(
                 code="U006",
             )
         writer.finish()
-    return TransferSet.open(to, verify=False)
+    taught = TransferSet.open(to, verify=False)
+    if allowed:
+        check_missing(taught.gather(task.signal, np.arange(len(taught))), allowed, teacher.name)
+    return taught
 
 
 def _settle(writer: TransferWriter, teacher: Teacher, rows: Rows, dtype: StoredType, most: float, temperature: float) -> None:
@@ -212,9 +217,14 @@ def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, 
     return replaced, np.where(found >= 0, folds.fold[found], -1).astype(np.int8)
 
 
-def _not_finite(said: Signals, dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Rows that hold NaN, or more than the stored type can say."""
-    wrong = [~(value.flatten(1).abs().amax(dim=1) <= torch.finfo(dtype).max) for value in said.values() if value.is_floating_point()]
+def _not_finite(said: Signals, dtype: torch.dtype, *, unanswered: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Rows that hold NaN, or more than the stored type can say; `unanswered` lets those pass that hold no number at all."""
+    most = torch.finfo(dtype).max
+    wrong = [
+        ~(value.flatten(1).abs().amax(dim=1) <= most) & (is_answered(value) | (not unanswered))
+        for value in said.values()
+        if value.is_floating_point()
+    ]
     return np.asarray(torch.stack(wrong).any(dim=0).numpy())
 
 
@@ -285,6 +295,7 @@ def _apart(name: str, stored: Tensor, live: Tensor, tolerance: float) -> Tensor:
     if a.shape != b.shape:
         return torch.full((len(stored),), torch.inf)
     apart = (a - b).abs() / (tolerance * (1 + a.abs()))
+    apart = torch.where(a.isnan() & b.isnan(), 0.0, apart)  # no answer then, none now
     return apart.flatten(1).amax(dim=1).nan_to_num(torch.inf)
 
 

@@ -47,6 +47,7 @@ class TrainingSet:
     `augment(inputs, keys, view)` makes those views of a batch. A row shows one view per epoch, drawn by seed and epoch.
     `ask(rows, view, inputs)` gives the signals that are not held in memory, from a transfer set or a live teacher;
     `inputs` are those of the batch, in their views.
+    `answered` bool [rows] marks the rows that the teacher has an answer to, None when all; the others hold zeros.
     """
 
     inputs: Tensor
@@ -57,9 +58,10 @@ class TrainingSet:
     views: int = 1
     augment: Augment | None = None
     ask: Ask | None = None
+    answered: Tensor | None = None
 
     def __post_init__(self) -> None:
-        said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, **self.teacher}
+        said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, "answered": self.answered, **self.teacher}
         wrong = [f"{name} has {len(value)}" for name, value in said.items() if value is not None and len(value) != len(self)]
         if wrong or not len(self):
             raise InputError(f"a training set of {len(self)} rows: {'; '.join(wrong) or 'there is nothing to train on'}", code="U036")
@@ -81,7 +83,8 @@ class TrainingSet:
         if self.ask is not None:
             teacher |= self.ask(rows, view, inputs)
         labels = None if self.labels is None else self.labels.index_select(0, rows)
-        return Batch(inputs, labels, None if self.labelled is None else self.labelled.index_select(0, rows), teacher)
+        labelled, answered = (None if mask is None else mask.index_select(0, rows) for mask in (self.labelled, self.answered))
+        return Batch(inputs, labels, labelled, teacher, answered)
 
     def near(self, device: torch.device) -> TrainingSet:
         """The same set in the device's memory where it fits in half of what is free and nothing is made on the CPU."""
@@ -90,8 +93,9 @@ class TrainingSet:
         tensors = [tensor for tensor in (self.inputs, self.labels, self.labelled, *self.teacher.values()) if tensor is not None]
         if sum(tensor.nbytes for tensor in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher), device)
-        return replace(self, inputs=moved.inputs, labels=moved.labels, labelled=moved.labelled, teacher=moved.teacher)
+        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher, self.answered), device)
+        masks = replace(self, labelled=moved.labelled, answered=moved.answered)
+        return replace(masks, inputs=moved.inputs, labels=moved.labels, teacher=moved.teacher)
 
 
 @final
@@ -252,7 +256,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
     labelled = None if batch.labelled is None else batch.labelled.to(device, non_blocking=True)
     teacher = {name: said.to(device, non_blocking=True) for name, said in batch.teacher.items()}
-    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher)
+    answered = None if batch.answered is None else batch.answered.to(device, non_blocking=True)
+    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher, answered)
 
 
 def _validated(validate: Validate | None, live: Live) -> dict[str, float]:

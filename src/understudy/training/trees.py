@@ -31,12 +31,15 @@ def fit_estimator(
     temperature: float = 1.0,
     target: Literal["soft", "hard"] = "soft",
     drop: float = 1e-3,
+    answered: Array | None = None,
 ) -> Any:
     """The estimator, fitted to `alpha` parts of the teacher and 1 - alpha parts of the labels where a row has one.
 
     `features` float32 [rows, features]; `labels` follow understudy.tasks, fewer than rows when the last rows (synthetic
     ones) have none; `teacher` logits or values [rows, outputs], None for the control, which learns from labelled rows
-    alone. Shares of a row smaller than `drop` are left out. For a multilabel task the estimator given back holds one per label.
+    alone. `answered` bool [rows] marks the rows that the teacher has an answer to (None: all); the others have their label
+    alone, or are left out when they have none. Shares of a row smaller than `drop` are left out. For a multilabel task the
+    estimator given back holds one per label.
     """
     features = np.ascontiguousarray(features, dtype=np.float32)
     _check(estimator, task, labels, teacher)
@@ -47,11 +50,17 @@ def fit_estimator(
         if not known.any():
             raise TrainingError("no row has a label, so nothing can be learnt without a teacher", code="U070")
         features, labels = features[known], labels[known]
+    if teacher is not None and answered is not None:
+        kept = answered if labels is None else answered | task.labelled(labels)
+        features, teacher, answered = features[kept], np.asarray(teacher)[kept], answered[kept]
+        labels = None if labels is None else labels[kept]
     if task.kind == "regression":
-        return estimator.fit(features, _blended(labels, None if teacher is None else np.asarray(teacher, np.float64), alpha, task).ravel())
+        return estimator.fit(
+            features, _blended(labels, None if teacher is None else np.asarray(teacher, np.float64), alpha, task, answered).ravel()
+        )
     if teacher is None and task.single_label:
         return _fit(estimator, features, np.asarray(labels, np.int64), None)
-    distribution = _blended(labels, None if teacher is None else _probabilities(teacher, task, temperature), alpha, task)
+    distribution = _blended(labels, None if teacher is None else _probabilities(teacher, task, temperature), alpha, task, answered)
     if task.kind == "multilabel":
         return _fit_per_label(estimator, features, distribution, target=target, drop=drop)
     rows, codes, weights = weighted_copies(distribution, target=target, drop=drop)
@@ -104,8 +113,8 @@ def _probabilities(logits: Array, task: Task, temperature: float) -> Array:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def _blended(labels: Array | None, said: Array | None, alpha: float, task: Task) -> Array:
-    """The target of each row: alpha * teacher + (1 - alpha) * label where there is a label, else the teacher."""
+def _blended(labels: Array | None, said: Array | None, alpha: float, task: Task, answered: Array | None = None) -> Array:
+    """The target of each row: alpha * teacher + (1 - alpha) * label where there are both, else the one there is."""
     if labels is None:
         assert said is not None
         return said
@@ -115,7 +124,8 @@ def _blended(labels: Array | None, said: Array | None, alpha: float, task: Task)
     )
     if said is None:
         return wanted
-    return np.where(known[:, None], alpha * said + (1 - alpha) * wanted, said)
+    both = np.where(known[:, None], alpha * said + (1 - alpha) * wanted, said)
+    return both if answered is None else np.where(answered[:, None], both, wanted)
 
 
 def _padded(labels: Array | None, rows: int, task: Task) -> Array | None:
