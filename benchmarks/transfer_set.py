@@ -137,7 +137,7 @@ def encodings(classes: int, rows: int, power: float) -> None:
         print(f"  {name:44}{size:10,}            {errors[0]:>12}{errors[1]:>12}")
 
     for dtype in ("float32", "float16", "bfloat16"):
-        dense = Dense(dtype)  # type: ignore[arg-type]
+        dense = Dense(dtype)
         line(f"dense {dtype}", dense.bytes_per_row(classes), lambda t, e=dense: (e.encode(full, keys)[""].float() / t).softmax(1))  # type: ignore[misc]
     for top in (12, 32, 128):
         if top >= classes:
