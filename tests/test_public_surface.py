@@ -33,7 +33,7 @@ def test_type_checkers_see_the_same_names_from_the_same_places() -> None:
 
 
 def test_the_verbs_of_the_command_line_are_public_functions() -> None:
-    assert {"distill", "check", "teach", "train", "measure", "export", "predict"} <= set(understudy.__all__)
+    assert {"distill", "check", "teach", "train", "measure", "export", "predict", "verify", "inspect"} <= set(understudy.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from sklearn.naive_bayes import GaussianNB
 
-from understudy import pipeline
+from understudy import cli, pipeline
 from understudy.errors import TransferSetError, UnderstudyError
 from understudy.recipe import parse
 from understudy.store.transfer_set import TransferSet
+from understudy.store.writing import TransferWriter
 
 QUIET = Console(quiet=True)
 
@@ -96,3 +104,140 @@ def test_a_student_learns_from_an_encoded_set(digits: Path, encoding: str) -> No
     stored = TransferSet.open(digits / f"encoded {encoding}" / "transfer" / "training")
     assert stored.encoding["stored"]["kind"] == {"auto": "dense"}.get(encoding, encoding)
     assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 4.0
+
+
+# --- truth ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, a fitted model in a .joblib file, and a run that taught and trained from it."""
+    folder = tmp_path_factory.mktemp("forest")
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(300, 4))
+    frame = pd.DataFrame(inputs, columns=list("abcd"))
+    words = np.array(["low", "middle", "high"])[np.digitize(inputs[:, 0] + inputs[:, 1], [-0.7, 0.7])]
+    joblib.dump(GaussianNB().fit(frame, words), folder / "teacher.joblib")
+    joblib.dump(GaussianNB(var_smoothing=2.0).fit(frame, words), folder / "other.joblib")
+    frame.assign(label=words).to_csv(folder / "rows.csv", index=False)
+    pipeline.distill(parse(table(folder, "run")), until="train", console=QUIET)
+    return folder
+
+
+def table(folder: Path, name: str, source: str = "teacher.joblib") -> dict[str, Any]:
+    return {
+        "out": str(folder / name),
+        "control": False,
+        "data": {"train": str(folder / "rows.csv"), "label": "label"},
+        "teacher": {"source": str(folder / source), "trust": True},
+        "student": {"model": "mlp", "options": {"hidden": [8]}},
+        "train": {"epochs": 3, "batch_size": 32},
+        "measure": {"latency": False},
+    }
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["understudy", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_verify_asks_again_and_reports_the_worst(forest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(forest / "run" / "transfer" / "training")
+    assert run(monkeypatch, "verify", store, "--rows", "50") == 0
+    said = capsys.readouterr().out
+    assert "50 of 210 rows asked again" in said.replace("\n", " ") and "from the store" in said and "asked now" in said
+    found = pipeline.verify(store, parse(table(forest, "run")), rows=20, console=QUIET)
+    assert found["rows"] == 20 and 0 <= found["worst"] < 0.1 and found["moved"] == [] and found["cached"] == found["fresh"]
+    assert run(monkeypatch, "verify", store, "--teacher", str(forest / "other.joblib"), "--trust") == 2
+    told = capsys.readouterr().err
+    assert "U022 the teacher does not say what is stored" in told and "content:" in told and "there" in told and "now" in told
+
+
+def test_inspect_shows_rows_entropy_and_confused_pairs(
+    forest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = forest / "run" / "transfer" / "training"
+    assert run(monkeypatch, "inspect", str(store), "--rows", "4") == 0
+    said = capsys.readouterr().out
+    assert "entropy mean" in said and "row " in said and "line" in said
+    found = pipeline.inspect(store, rows=4, console=QUIET)
+    taught = TransferSet.open(store)
+    chances = taught.gather("logits", np.arange(len(taught))).double().softmax(1).numpy()
+    assert found["entropy"]["mean"] == pytest.approx(float(-(chances * np.log(chances)).sum(1).mean()))
+    mass: dict[frozenset[str], float] = {}
+    for row in chances:
+        first, second = np.argsort(-row)[:2]
+        pair = frozenset((taught.task.classes[first], taught.task.classes[second]))
+        mass[pair] = mass.get(pair, 0.0) + row[second]
+    best = max(mass, key=lambda pair: mass[pair])
+    assert frozenset(found["pairs"][0]["classes"]) == best and found["pairs"][0]["mass"] == pytest.approx(mass[best])
+    for row in found["shown"]:
+        top = chances[row["position"]].argmax()
+        assert next(iter(row["soft labels"])) == taught.task.classes[top]
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (("training",), "U022 the teacher no longer says what is stored in .*training"),
+        (("held_out",), r"U326 the stored answers in .*held_out score accuracy 0.\d+ on the validation rows, the teacher itself 0"),
+    ],
+)
+def test_answers_of_other_rows_are_noticed(forest: Path, parts: tuple[str, ...], told: str) -> None:
+    """A whole set whose answers stand at the wrong rows: every hash is right, and what it says is not."""
+    name = f"shuffled {parts[0]}"
+    shutil.copytree(forest / "run", forest / name)
+    for part in parts:
+        taught = TransferSet.open(forest / "run" / "transfer" / part)
+        folder = forest / name / "transfer" / part
+        shutil.rmtree(folder)
+        with TransferWriter(folder, task=taught.task, teacher=taught.teacher, fingerprint=taught.fingerprint) as writer:
+            turned = taught.gather("logits", np.roll(np.arange(len(taught)), 1))
+            writer.write(taught.keys, taught.fold, {"logits": turned})
+            writer.finish()
+    with pytest.raises(TransferSetError, match=told):
+        pipeline.distill(parse(table(forest, name)), until="teach", console=QUIET)
+
+
+# --- the student without the teacher --------------------------------------------------------------------------------
+
+ALONE = """
+import sys
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"skops", "sklearn.naive_bayes"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Gone())
+import json
+from rich.console import Console
+from understudy import pipeline
+from understudy.recipe import parse
+pipeline.distill(parse(json.loads(sys.argv[1])), until="train", console=Console(quiet=True))
+assert "sklearn.naive_bayes" not in sys.modules
+"""
+
+
+def test_a_student_needs_neither_the_teacher_nor_its_framework(forest: Path, tmp_path: Path) -> None:
+    """The store, the data and a recipe are copied elsewhere; there is no teacher file, and its modules cannot be imported."""
+    shutil.copytree(forest / "run" / "transfer", tmp_path / "answers")
+    shutil.copy(forest / "rows.csv", tmp_path / "rows.csv")
+    recipe = table(tmp_path, "alone", "answers")
+    subprocess.run([sys.executable, "-c", ALONE, json.dumps(recipe)], check=True, cwd=tmp_path)
+    weights = [load_file(folder / "seed-0" / "student" / "model.safetensors") for folder in (forest / "run", tmp_path / "alone")]
+    assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_stored_answers_say_nothing_of_other_rows_or_views(forest: Path) -> None:
+    recipe = table(forest, "other split", "run/transfer") | {"split": {"seed": 7}}
+    with pytest.raises(TransferSetError, match=r"U020 .* rows, .* in the transfer set"):
+        pipeline.distill(parse(recipe), until="teach", console=QUIET)
+    recipe = table(forest, "other views", "run/transfer")
+    recipe |= {"teaching": {"views": 3}, "train": recipe["train"] | {"augment": {"noise": 0.1}}}
+    with pytest.raises(TransferSetError, match=r"U021 .*holds 1 views of \{\}, the recipe asks for 3"):
+        pipeline.distill(parse(recipe), until="teach", console=QUIET)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from understudy.exporting.predict_template import predict
     from understudy.measuring.scorecard import measure
     from understudy.objectives import Objective
-    from understudy.pipeline import check, distill
+    from understudy.pipeline import check, distill, inspect, verify
     from understudy.store.transfer_set import TransferSet
     from understudy.tasks import Task
     from understudy.teachers import FakeTeacher, Teacher, check_teacher
@@ -61,10 +61,12 @@ _HOME = {
     "check_teacher": "teachers",
     "distill": "pipeline",
     "export": "exporting.artifact",
+    "inspect": "pipeline",
     "measure": "measuring.scorecard",
     "predict": "exporting.predict_template",
     "teach": "teaching",
     "train": "training.gradient",
+    "verify": "pipeline",
 }
 
 __all__ = [
@@ -91,10 +93,12 @@ __all__ = [
     "check_teacher",
     "distill",
     "export",
+    "inspect",
     "measure",
     "predict",
     "teach",
     "train",
+    "verify",
 ]
 
 

@@ -157,6 +157,48 @@ def predict(
     print(f"{answered:,} rows answered in {out}")
 
 
+Store = Annotated[Path, typer.Argument(help="a transfer set's folder, such as runs/adult/transfer/training")]
+
+
+@app.command(epilog="understudy verify runs/adult/transfer/training --teacher forest.joblib --trust")
+def verify(
+    store: Store, recipe: Annotated[Path | None, typer.Option(help="a recipe; found beside the store in a run", show_default=False)] = None,
+    set_: Set = None, teacher: Teacher = None, weights: Weights = None, trust: Trust = False, data: Data = None, label: Label = None,
+    task: Task = None, rows: Annotated[int, typer.Option(help="how many rows are asked again", min=1)] = 64,
+) -> None:  # fmt: skip
+    """Ask the teacher again about rows of a transfer set and report the worst difference; exit status 2 when it is another one."""
+    from understudy import pipeline
+
+    pipeline.verify(store, _recipe_of(store, locals()), rows=rows)
+
+
+@app.command(epilog="understudy inspect runs/adult/transfer/training --rows 20")
+def inspect(
+    store: Store, recipe: Annotated[Path | None, typer.Option(help="a recipe; found beside the store in a run", show_default=False)] = None,
+    data: Data = None, label: Label = None, rows: Annotated[int, typer.Option(help="how many rows are shown", min=1)] = 10,
+) -> None:  # fmt: skip
+    """Show a transfer set: rows with their soft labels, entropy, the most confused classes."""
+    from understudy import pipeline
+
+    known = recipe is not None or data is not None or _beside(store) is not None
+    given = {"teacher": None, "set_": None, **locals()}
+    pipeline.inspect(store, _recipe_of(store, given) if known else None, rows=rows)
+
+
+def _beside(store: Path) -> Path | None:
+    """The recipe of the run that a store is in."""
+    there = [folder / "recipe.toml" for folder in store.resolve().parents[:2]]
+    return next((path for path in there if path.exists()), None)
+
+
+def _recipe_of(store: Path, given: dict[str, Any]) -> Any:
+    """The recipe behind a store: the one given, or that of its run, with what the options change."""
+    given = given | {"recipe": given["recipe"] or _beside(store)}
+    if given["recipe"] is None:
+        given |= {"out": store, "teacher": given["teacher"] or "unknown"}
+    return _recipe(given)
+
+
 @app.callback(invoke_without_command=True)
 def _about(version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False) -> None:
     if version:

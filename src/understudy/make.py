@@ -204,7 +204,7 @@ def build_views(
 
 def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
     """The teacher that `source` names, through the adapter for its kind of file; a server's answers are kept in `cache`."""
-    from understudy.adapters import api, boosters, predictions, sklearn, timm_models, torch_module
+    from understudy.adapters import api, boosters, predictions, sklearn, stored, timm_models, torch_module
     from understudy.adapters import callables as functions
 
     source, classes = str(said.source), _class_names(said.classes)
@@ -231,6 +231,8 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
             else f"there is no folder {path.parent}"
         )
         raise TeacherError(f"no teacher at {source}; {near}", code="U062")
+    if path.is_dir():
+        return stored.load(path, kind=rows.kind, task=task)
     if name.endswith((".skops", ".joblib", ".pkl", ".pickle")):
         return sklearn.load(path, trust=said.trust, task=task, classes=classes)
     if name.endswith((".ubj", ".json", ".txt", ".bst", ".lgb")):
@@ -239,7 +241,8 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
         return predictions.load(path, rows=rows, task=task, classes=classes, output=said.output)
     raise TeacherError(
         f"teacher.source = {source!r} is of no kind known here: .skops, .joblib, .pkl, .json or .ubj (XGBoost), .txt (LightGBM), "
-        ".parquet, .csv or .npz (predictions), package.module:factory, timm:NAME, http(s)://host/v1",
+        ".parquet, .csv or .npz (predictions), a run's folder `transfer`, package.module:factory, timm:NAME, "
+        "http(s)://host/v1",
         code="U062",
     )
 
@@ -249,6 +252,13 @@ def free_teacher_options(said: TeacherMember) -> list[str]:
     from understudy.adapters import api
 
     return [f"teacher.options.{name}" for name in api.FREE_TO_CHANGE] if said.is_remote else []
+
+
+def stored_sets(teacher: Teacher | None) -> dict[str, TransferSet] | None:
+    """The transfer sets behind a teacher that is nothing but them."""
+    from understudy.adapters.stored import StoredTeacher
+
+    return teacher.sets if isinstance(teacher, StoredTeacher) else None
 
 
 def build_ensemble(members: list[Teacher], task: Task, names: Sequence[str | None] = ()) -> Teacher:

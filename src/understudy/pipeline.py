@@ -29,17 +29,18 @@ from understudy.answers import match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END, Views
-from understudy.errors import Problem, RecipeError, TeacherError
+from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
+from understudy.measuring import soft_labels
 from understudy.objectives import LABELS, Objective
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import Signals, is_answered
-from understudy.store.transfer_set import TransferSet
+from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.students.student import Student
 from understudy.tasks import Task
 from understudy.teachers import Matched, Refittable, Teacher, check_missing, check_teacher, max_missing, remotes
-from understudy.teaching import out_of_fold, reask, teach
+from understudy.teaching import compare_answers, out_of_fold, reask, teach
 from understudy.training.gradient import Ask, TrainingSet, train
 from understudy.training.trees import fit_estimator
 
@@ -60,6 +61,7 @@ class Run:
     extra: Rows | None = None
     teacher: Teacher | None = None
     teacher_line: str = ""
+    teacher_score: float | None = None
     warnings: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     taught: TransferSet | None = None
@@ -133,6 +135,75 @@ def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
         prepare_teacher(run)
     run.say("ready", f"nothing stands in the way; {len(run.warnings)} warnings")
     return run.warnings
+
+
+def verify(store: str | Path, recipe: Recipe, *, rows: int = 64, seed: int = 0, console: Console | None = None) -> dict[str, Any]:
+    """Ask the recipe's teacher again about random rows of a transfer set; gives the worst difference and both accuracies.
+
+    `worst` is in units of what the stored precision allows. Raises TransferSetError (U021 naming the parts of the teacher that
+    moved, U022 with both answers) when the teacher is not the one that was asked.
+    """
+    taught = TransferSet.open(store)
+    run = Run(recipe, Path(recipe.out), console or Console(stderr=False))
+    run.loaded = make.load_rows(recipe)
+    inside = run.rows.take(np.flatnonzero(find_keys(taught.keys, run.rows.keys) >= 0))
+    if not len(inside):
+        raise TransferSetError(f"none of the {len(run.rows):,} rows of {recipe.data.train} is in {store}: give its data", code="U325")
+    prepare_teacher(run)
+    assert run.teacher is not None
+    now = run.teacher.fingerprint()
+    moved = [f"{part}: {taught.fingerprint.get(part)!r} there, {value!r} now" for part, value in sorted(now.items())
+             if taught.fingerprint.get(part) != value]  # fmt: skip
+    found = compare_answers(run.teacher, inside, taught, n=rows, seed=seed)
+    said: dict[str, Any] = {"rows": found.rows, "worst": found.worst, "row": inside.name(found.row), "moved": moved}
+    said |= _both_accuracies(run, inside, taught, rows, seed)
+    run.say("verified", f"{found.rows:,} of {len(taught):,} rows asked again; worst {said['row']}: {found.stored} there, {found.now} now")
+    run.say("worst", f"{found.worst:.3g} of what {taught.encoding['stored']['kind']} storage allows")
+    if "fresh" in said:
+        run.say("accuracy", f"{said['cached']:.4f} from the store, {said['fresh']:.4f} asked now, on {said['scored']:,} labelled rows")
+    if found.worst > 1:
+        parts = "".join(f"\n  {part}" for part in moved)
+        raise TransferSetError(
+            f"the teacher does not say what is stored in {store}: {said['row']} has {found.signal} {found.stored} there, {found.now} now"
+            + (f". What moved:{parts}" if moved else ", although it says it is the same (is it random?)"),
+            code="U022",
+        )
+    if moved:
+        run.warn([Problem("U021", "it answers the same, but is not the same: " + "; ".join(moved), "warning")])
+    return said
+
+
+def _both_accuracies(run: Run, inside: Rows, taught: TransferSet, n: int, seed: int) -> dict[str, Any]:
+    """The teacher's metric on labelled rows that it answered itself, from the store and asked now."""
+    task, teacher = run.task, run.teacher
+    positions = taught.positions(inside.keys)
+    if inside.labels is None or teacher is None:
+        return {}
+    known = np.flatnonzero(task.labelled(inside.labels) & (taught.fold[positions] == -1))
+    if not len(known):
+        return {}
+    chosen = np.sort(np.random.default_rng(seed).choice(known, size=min(max(n, 256), len(known)), replace=False))
+    some = inside.take(chosen)
+    stored = taught.gather(task.signal, positions[chosen], np.zeros(len(chosen), dtype=np.int64)).numpy()
+    figures = [cards.quality(answers, some.labels, task)[task.metric] for answers in (stored, _answers(teacher, some.inputs, task))]
+    return {"cached": figures[0], "fresh": figures[1], "scored": len(chosen)}
+
+
+def inspect(store: str | Path, recipe: Recipe | None = None, *, rows: int = 10, console: Console | None = None) -> dict[str, Any]:
+    """Show a transfer set: how sure the teacher is, the classes it confuses most, and random rows with their soft labels.
+
+    With the recipe of its data, rows have their names.
+    """
+    taught = TransferSet.open(store)
+    found = soft_labels.describe(taught, rows=rows)
+    names = {}
+    if recipe is not None:
+        given = make.load_rows(recipe).rows
+        shown = [row["position"] for row in found["shown"]]
+        at = find_keys(given.keys, taught.keys[shown])
+        names = {row: given.name(int(place)) for row, place in zip(shown, at, strict=True) if place >= 0}
+    soft_labels.show(found, console or Console(stderr=False), names)
+    return found
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -273,6 +344,7 @@ def prepare_teacher(run: Run) -> None:
     if said.accept_score or said.accept_mapping:
         run.overrides += [f"teacher.{name} = true" for name in ("accept_score", "accept_mapping") if getattr(said, name)]
     shown = " · ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no labels to score it on"
+    run.teacher_score = score
     run.teacher_line = f"{run.teacher.name}: validation {shown}"
     run.say("teacher", run.teacher_line)
 
@@ -361,6 +433,10 @@ def teach_rows(run: Run) -> None:
     run.extra = make.synthetic_rows(run.recipe, train_rows, task)
     asked = train_rows if run.extra is None else _joined(train_rows, run.extra)
     run.seen = _seen(run, asked)
+    there = make.stored_sets(run.teacher)
+    if there is not None:
+        _take_stored(run, there, asked, rest)
+        return
     folds = _folds(run, train_rows)
     options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
     folder = run.folder / "transfer"
@@ -380,6 +456,7 @@ def teach_rows(run: Run) -> None:
         views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec}
         run.taught = teach(run.teacher, asked, folder / "training", folds=folds, **views, **stored, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
+    _same_accuracy(run)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
             reask(run.teacher, rows, taught, n=16, seed=0)
@@ -405,6 +482,25 @@ def _unanswered(run: Run) -> int:
     """How many rows the teacher has no answer to."""
     sets = [taught for taught in (run.taught, run.held_out) if taught is not None]
     return sum(int((~is_answered(taught.gather(run.task.signal, np.arange(len(taught))))).sum()) for taught in sets)
+
+
+def _take_stored(run: Run, there: dict[str, TransferSet], asked: Rows, rest: Rows) -> None:
+    """Train from the transfer sets of another run, wherever they were copied from."""
+    spec = {} if run.seen is None else run.seen.spec
+    taught = there.get("training")
+    if taught is None or run.recipe.teaching.views == "live":
+        raise TeacherError("stored answers cannot be asked in the loop; set teaching.views to what was taught", code="U327")
+    if (taught.views, taught.view_spec) != (run.views, spec):
+        raise TransferSetError(
+            f"{taught.folder} holds {taught.views} views of {taught.view_spec}, the recipe asks for {run.views} of {spec}; set "
+            "teaching.views and train.augment to what was taught",
+            code="U021",
+        )
+    for rows, one in ((asked, taught), (rest, there["held_out"])):
+        one.positions(rows.keys)
+    run.taught, run.held_out = taught, there["held_out"]
+    _same_accuracy(run)
+    run.say("taught", f"before, by {taught.teacher}: {len(asked) + len(rest):,} rows found in {taught.folder.parent}; no teacher is needed")
 
 
 def _loss_of(taught: TransferSet) -> str:
@@ -439,6 +535,21 @@ def _folds(run: Run, rows: Rows) -> Any:
     if said == "auto" and not (isinstance(teacher, Refittable) and teacher.self_scoring):
         return None
     return out_of_fold(teacher, rows, task=run.task, folds=5 if said == "auto" else int(said), seed=0)
+
+
+def _same_accuracy(run: Run) -> None:
+    """The stored validation answers must score what the teacher scored when it was asked a moment ago."""
+    rows, task, taught = run.rows.part("validation"), run.task, run.held_out
+    if rows.labels is None or run.teacher_score is None or taught is None:
+        return
+    cached = cards.quality(taught.gather(task.signal, taught.positions(rows.keys)).numpy(), rows.labels, task)[task.metric]
+    # a rounding may turn a tie; answers that belong to other rows turn far more
+    if abs(cached - run.teacher_score) > 0.005 + 1 / len(rows):
+        raise TransferSetError(
+            f"the stored answers in {taught.folder} score {task.metric} {cached:.4f} on the validation rows, the teacher itself "
+            f"{run.teacher_score:.4f}: they belong to other rows or another teacher. Teach into another folder",
+            code="U326",
+        )
 
 
 def _in_sample(run: Run, train_rows: Rows) -> list[Problem]:
@@ -693,7 +804,8 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
     one, many = test.take(slice(0, 1)).inputs, test.take(np.arange(256) % len(test)).inputs
     seconds = 0.4 if run.recipe.measure.latency else 0.0
     costs: dict[str, Any] = {}
-    for name, model in {"teacher": run.teacher, "control": best.get("control"), "student": best["student"]}.items():
+    teacher = None if make.stored_sets(run.teacher) is not None else run.teacher
+    for name, model in {"teacher": teacher, "control": best.get("control"), "student": best["student"]}.items():
         if model is not None:
             # a remote teacher's answers come from its cache now, which says nothing of its speed
             timed = 0.0 if remotes(model) else seconds

@@ -98,7 +98,7 @@ class TeacherMember(Section):
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
-        "module:factory, timm:NAME, http(s)://host/v1 (a server)",
+        "a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
     trust: bool = Field(False, description="allow files that can execute code when loaded")

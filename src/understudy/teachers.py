@@ -8,6 +8,7 @@ columns are matched with the data's classes is in understudy.answers.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,20 @@ def digest_module(module: nn.Module) -> str:
     return digest(*(part for name in sorted(state) for part in (name.encode(), _raw(state[name]))))
 
 
+def digest_code(module: nn.Module) -> str:
+    """The content hash of the classes that a module is made of, torch's own left out: weights say nothing without them."""
+    classes = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
+    return digest(*(_source(kind) for kind in sorted(classes, key=lambda kind: (kind.__module__, kind.__qualname__))))
+
+
+def _source(kind: type) -> bytes:
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):  # typed into a session: the compiled code is what there is
+        code = getattr(kind.__dict__.get("forward"), "__code__", None)
+        return kind.__qualname__.encode() + (b"" if code is None else code.co_code + repr(code.co_consts).encode())
+
+
 def _raw(tensor: Any) -> bytes:
     if not isinstance(tensor, Tensor):
         return repr(tensor).encode()
@@ -161,6 +176,8 @@ class TorchTeacher:
         return {
             "weights": digest_module(self.module),
             "architecture": digest(repr(self.module).encode()),
+            "code": digest_code(self.module),
+            "mode": "eval",
             "preparation": self._preparation,
             "output": self._answers.declared,
             "dtype": "none" if first is None else str(first.dtype).removeprefix("torch."),

@@ -77,15 +77,23 @@ def teach(
 ) -> TransferSet:
     """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
 
-    Every signal it gives is a column: answers in their `encoding` (every number as `dtype` by default), others as `dtype`. What
-    the encoding loses is measured on 64 rows, at T = 1 and at the training `temperature`, and kept in the manifest; "auto" takes the
-    smallest encoding that loses at most `most_lost` nats. A shard holds `shard_rows` rows, fewer where it would pass 64 MB.
+    Every signal it gives is a column: answers in their `encoding` (every number as `dtype` by default), others as `dtype`.
+    What the encoding loses is measured on the first 64 rows, at T = 1 and at the training `temperature`, and kept in the
+    manifest; "auto" takes the smallest encoding that loses at most `most_lost` nats. A shard holds `shard_rows` rows, fewer
+    where it would pass 64 MB.
+
     `augment(inputs, keys, view)` makes views 1 and on; view 0 is the plain row. Answers that are NaN or infinite are
     refused with the rows' names after all rows were asked; the good shards stay. A remote teacher may have no answer to a
     row: it is stored as NaN, and refused (U335) when there are more of them than the teacher's `max_missing`.
     """
     if views > 1 and (augment is None or folds is not None):
         raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
+    if isinstance(encoding, Encoding) and encoding.sparse and not task.single_label:
+        raise TransferSetError(
+            f"the encoding {encoding.spec['kind']} is for classes that exclude each other, the task is {task.kind}; set "
+            'teaching.encoding = "dense"',
+            code="U322",
+        )
     fingerprint = dict(teacher.fingerprint())
     if folds is not None:
         fingerprint["out of fold"] = folds.description
@@ -101,8 +109,6 @@ def teach(
     bad: list[int] = []
     allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
-        _settle(writer, teacher, rows, dtype, most_lost, temperature)
-        assert writer.encoding is not None
         shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * task.outputs)))
         asked = _missing(rows.keys, writer.keys)
         with _progress(len(asked), progress, teacher.name) as advance:
@@ -115,6 +121,7 @@ def teach(
                 wrong = _not_finite(said, writer.dtype, unanswered=allowed > 0)
                 bad.extend(chunk[wrong].tolist())
                 if not wrong.any():
+                    _settle(writer, said, rows.keys[chunk], dtype, most_lost, temperature, views=views)
                     writer.write(rows.keys[chunk], fold, said)
         if bad:
             raise TeacherError(
@@ -129,29 +136,25 @@ def teach(
     return taught
 
 
-def _settle(writer: TransferWriter, teacher: Teacher, rows: Rows, dtype: StoredType, most: float, temperature: float) -> None:
-    """Decide the encoding where that is left open, and measure what it loses; a set that knows both is left alone."""
-    task, exact = writer.task, Dense("float32").spec
-    if writer.measured is not None or (writer.encoding is not None and writer.encoding.spec == exact) or not len(rows):
+def _settle(
+    writer: TransferWriter, said: Signals, keys: Integers, dtype: StoredType, most: float, temperature: float, *, views: int
+) -> None:
+    """Decide the encoding where that is left open, and measure what it loses, on the first rows that are to be stored.
+
+    They are the same whenever the same command begins anew, and a set that was measured says so: nothing is asked for it.
+    """
+    task = writer.task
+    if writer.measured is not None or (writer.encoding is not None and writer.encoding.spec == Dense("float32").spec):
         return
     if not task.single_label:
-        if writer.encoding is not None and not writer.encoding.sparse:
-            return
-        if writer.encoding is not None:
-            raise TransferSetError(
-                f"the encoding {writer.encoding.spec['kind']} is for classes that exclude each other, the task is {task.kind}; set "
-                'teaching.encoding = "dense"',
-                code="U322",
-            )
-        writer.settle(Dense(dtype), {})
+        if writer.encoding is None:
+            writer.settle(Dense(dtype), {})
         return
-    chosen = _missing(rows.keys, writer.keys[:0])[:MEASURED_ROWS]
-    said, keys = _answer(teacher, take(rows.inputs, chosen), task)[task.signal], rows.keys[chosen]
-    if not bool(said.isfinite().all()):
-        said = said.nan_to_num(0.0)  # the rows are refused by name when they are taught
-    encoding = writer.encoding or choose(said, keys, temperature=temperature, most=most)
-    figures = {name: float(f"{value:.3g}") for name, value in lost(encoding, said, keys, temperature=temperature).items()}
-    writer.settle(encoding, figures | {"rows": len(chosen), "bytes_per_row": encoding.bytes_per_row(task.outputs)})
+    answers, known = said[task.signal][:MEASURED_ROWS], keys[:MEASURED_ROWS]
+    answers = answers[:, 0] if views > 1 else answers
+    encoding = writer.encoding or choose(answers, known, temperature=temperature, most=most)
+    figures = {name: float(f"{value:.3g}") for name, value in lost(encoding, answers, known, temperature=temperature).items()}
+    writer.settle(encoding, figures | {"rows": len(known), "bytes_per_row": encoding.bytes_per_row(task.outputs)})
 
 
 def _missing(keys: Integers, there: Integers) -> Integers:
