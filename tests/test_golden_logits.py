@@ -11,6 +11,15 @@ from published import Case, Published, cases, misses, not_finite
 from torch import Tensor
 
 from understudy.losses.correlations import correlation, multi_level
+from understudy.losses.ensembles import (
+    best_mixture_weights,
+    best_of_teachers,
+    confidence_weights,
+    entropy_weights,
+    least_margins,
+    mean_of_logits,
+    mean_of_probabilities,
+)
 from understudy.losses.labels import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from understudy.losses.logits import (
     binary_soft_target,
@@ -87,17 +96,34 @@ def mutual(s: Tensor, case: Case) -> Tensor:
     return torch.stack([(cross_entropy(z, case["labels"]) + ensemble_soft_target(z, t, temperature=temperature)).mean() for z, t in pairs])
 
 
-def shared_target(s: Tensor, case: Case) -> Tensor:
-    """The loss of each student of a cohort with a given common target."""
-    temperature, weight = float(case["temperature"]), float(case["kd_weight"])
-    target = case["target_logits"]
-    hard = [cross_entropy(z, case["labels"]) for z in s]
-    return torch.stack([(h + weight * soft_target(z, target, temperature=temperature)).mean() for h, z in zip(hard, s, strict=True)])
+def shared(make: Callable[[Tensor, Case], Tensor]) -> Published:
+    """The loss of each student of a cohort, whose common target is made of what they all say."""
+
+    def compute(s: Tensor, case: Case) -> Tensor:
+        temperature, weight = float(case["temperature"]), float(case["kd_weight"])
+        target = make(s, case)
+        parts = [cross_entropy(z, case["labels"]) + weight * soft_target(z, target, temperature=temperature) for z in s]
+        return torch.stack(parts).mean(1)
+
+    return Published(compute)
 
 
-def several_teachers(s: Tensor, case: Case) -> Tensor:
-    weights = case.get("weights")
-    return ensemble_soft_target(s, case["teacher_logits"], weights=weights, temperature=float(case["temperature"])).mean()
+def several_teachers(weigh: Callable[[Tensor, Tensor], Tensor | None]) -> Published:
+    def compute(s: Tensor, case: Case) -> Tensor:
+        teacher = case["teacher_logits"]
+        weights = weigh(teacher, case["labels"])
+        return ensemble_soft_target(s, teacher, weights=weights, temperature=float(case["temperature"])).mean()
+
+    return Published(compute)
+
+
+def mean_logits(s: Tensor, case: Case) -> Tensor:
+    return soft_target(s, mean_of_logits(case["teacher_logits"]), temperature=float(case["temperature"])).mean()
+
+
+def mean_probabilities(s: Tensor, case: Case) -> Tensor:
+    temperature = float(case["temperature"])
+    return soft_target(s, mean_of_probabilities(case["teacher_logits"], temperature=temperature), temperature=temperature).mean()
 
 
 def multilabel(s: Tensor, case: Case, soft: Loss = binary_soft_target) -> Tensor:
@@ -133,12 +159,13 @@ PUBLISHED: dict[str, Published] = {
     "mlkd, batch": several_levels(batch=1.0, suffix="_batch"),
     "mlkd, classes": several_levels(class_=1.0, suffix="_class"),
     "dml": Published(mutual),
-    "kdcl_naive": Published(shared_target),
-    "kdcl_linear": Published(shared_target),
-    "kdcl_minlogit": Published(shared_target),
-    "aver_mkd": Published(several_teachers),
-    "ebkd": Published(several_teachers),
-    "ca_mkd": Published(several_teachers),
+    "kdcl_naive": shared(lambda s, case: best_of_teachers(s, case["labels"])),
+    "kdcl_linear": shared(lambda s, case: mean_of_logits(s, weights=case["alpha"].T)),
+    "kdcl_minlogit": shared(lambda s, case: least_margins(s, case["labels"])),
+    "aver_mkd": several_teachers(lambda teacher, labels: None),
+    "aver_mkd, mean of logits": Published(mean_logits, suffix="_mean_logit", file="aver_mkd"),
+    "ebkd": several_teachers(lambda teacher, labels: entropy_weights(teacher)),
+    "ca_mkd": several_teachers(confidence_weights),
     "forward_kl": Published(over_tokens),
     "embedding_mse": Published(lambda s, case: logit_mse(s, case["teacher_features"], centred=False).mean(), "student_features"),
     "regression_kd": Published(regression, "student_pred"),
@@ -164,6 +191,29 @@ def test_published_rows() -> None:
             soft_target(case["student_logits"], case["teacher_logits"], temperature=float(case["temperature"])).mean(), case["loss_kd"]
         )
         torch.testing.assert_close(kd(case["student_logits"], case), case["per_sample"], rtol=1e-9, atol=1e-11)
+
+
+def test_published_targets_and_weights() -> None:
+    for case in cases("kdcl_naive"):
+        torch.testing.assert_close(best_of_teachers(case["student_logits"], case["labels"]), case["target_logits"], rtol=0, atol=0)
+    for case in cases("kdcl_minlogit"):
+        torch.testing.assert_close(least_margins(case["student_logits"], case["labels"]), case["target_logits"], rtol=0, atol=0)
+    for case in cases("ebkd"):
+        torch.testing.assert_close(entropy_weights(case["teacher_logits"]), case["weights"], rtol=1e-9, atol=1e-11)
+    for case in cases("ca_mkd"):
+        torch.testing.assert_close(confidence_weights(case["teacher_logits"], case["labels"]), case["weights"], rtol=1e-9, atol=1e-11)
+        inner = confidence_weights(case["inter_logits"], case["labels"])
+        torch.testing.assert_close(inner, case["inter_weights"], rtol=1e-9, atol=1e-11)
+    for case in cases("aver_mkd"):
+        value = mean_probabilities(case["student_logits"], case)
+        torch.testing.assert_close(value, case["loss_mean_prob"], rtol=1e-9, atol=1e-11)
+
+
+def test_the_best_mixture_has_the_published_cross_entropy() -> None:
+    for case in cases("kdcl_linear"):
+        weights = best_mixture_weights(case["student_logits"], case["labels"], tolerance=1e-11)
+        values = cross_entropy(mean_of_logits(case["student_logits"], weights=weights), case["labels"])
+        torch.testing.assert_close(values, case["optimal_ce"], rtol=0, atol=1e-8)
 
 
 FAULTS: dict[str, Loss] = {
