@@ -142,11 +142,11 @@ def train(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            live = Live(module.to(device), objective.to(device), options)
+            live = Live(_laid_out(module.to(device), torch.channels_last), objective.to(device), options)
             at = _loop(live, data.near(device), task, seed, checkpoints, journal, validate, metric)
     finally:
         journal.close()
-        module.to(home)
+        _laid_out(module.to(home), torch.contiguous_format)
         objective.to(home)
         for part, training in modes:
             part.training = training
@@ -239,6 +239,12 @@ def device_named(said: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"train.device = {said!r}: PyTorch finds no CUDA device here. Say auto or cpu", code="U037")
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def _laid_out(module: nn.Module, order: torch.memory_format) -> nn.Module:
+    """The module with the weights of its 2d convolutions in this order of memory: channels last is up to twice as fast on a CPU."""
+    ranks = {weight.ndim for weight in module.parameters()}
+    return module.to(memory_format=order) if 4 in ranks and 5 not in ranks else module
 
 
 _PLAIN = contextlib.nullcontext()
