@@ -44,12 +44,6 @@ def kd(s: Tensor, case: Case, hard: Loss = cross_entropy, soft: Loss = soft_targ
     return (1 - alpha) * hard(s, case["labels"]) + alpha * soft(s, case["teacher_logits"], temperature=temperature)
 
 
-def over_tokens(s: Tensor, case: Case) -> Tensor:
-    valid = case["labels"] != -100
-    values = soft_target(s[valid], case["teacher_logits"][valid], temperature=float(case["temperature"]))
-    return values.sum() / max(int(valid.sum()), 1)
-
-
 def known_labels(s: Tensor, case: Case) -> Tensor:
     labels = case["labels"].clamp_min(-1)
     return cross_entropy(s, labels).sum() / (labels >= 0).sum()
@@ -166,7 +160,6 @@ PUBLISHED: dict[str, Published] = {
     "aver_mkd, mean of logits": Published(mean_logits, suffix="_mean_logit", file="aver_mkd"),
     "ebkd": several_teachers(lambda teacher, labels: entropy_weights(teacher)),
     "ca_mkd": several_teachers(confidence_weights),
-    "forward_kl": Published(over_tokens),
     "embedding_mse": Published(lambda s, case: logit_mse(s, case["teacher_features"], centred=False).mean(), "student_features"),
     "regression_kd": Published(regression, "student_pred"),
     "regression_teacher_bounded": Published(bounded, "student_pred", "_bounded"),
