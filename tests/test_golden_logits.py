@@ -33,7 +33,7 @@ from understudy.losses.logits import (
     transformed_teacher,
     weighted_transformed_teacher,
 )
-from understudy.losses.regression import squared_error, teacher_bounded, teacher_squared_error
+from understudy.losses.regression import smooth_absolute_error, squared_error, teacher_bounded, teacher_squared_error
 
 Loss = Callable[..., Tensor]
 
@@ -135,6 +135,11 @@ def bounded(s: Tensor, case: Case) -> Tensor:
     return teacher_bounded(s, case["teacher_pred"], case["targets"], margin=float(case["margin"])).mean()
 
 
+def bounded_beside_smooth(s: Tensor, case: Case) -> Tensor:
+    smooth = smooth_absolute_error(s, case["targets"]).mean() * s.shape[1]
+    return smooth + float(case["nu"]) * bounded(s, case)
+
+
 PUBLISHED: dict[str, Published] = {
     "cross_entropy": Published(known_labels),
     "soft_target_ce": Published(smoothed),
@@ -162,7 +167,8 @@ PUBLISHED: dict[str, Published] = {
     "ca_mkd": several_teachers(confidence_weights),
     "embedding_mse": Published(lambda s, case: logit_mse(s, case["teacher_features"], centred=False).mean(), "student_features"),
     "regression_kd": Published(regression, "student_pred"),
-    "regression_teacher_bounded": Published(bounded, "student_pred", "_bounded"),
+    "regression_teacher_bounded": Published(bounded_beside_smooth, "student_pred"),
+    "regression_teacher_bounded, bound": Published(bounded, "student_pred", "_bounded", file="regression_teacher_bounded"),
 }
 """Golden file (or an entry of one) -> how it is computed here."""
 
