@@ -256,7 +256,6 @@ BATCH_DEFINITIONS = {
         least_at=first,
         shift_changes_nothing=True,
         coupled=True,
-        negative=True,
     ),
 }
 
