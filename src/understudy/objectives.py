@@ -48,6 +48,16 @@ SOFT: dict[str, Loss] = {
 }
 """Kind of task -> what a student learns from a teacher's answers."""
 
+LABEL_KINDS: dict[Loss, tuple[str, ...]] = {
+    label_losses.cross_entropy: ("multiclass", "binary"),
+    label_losses.virtual_teacher: ("multiclass", "binary"),
+    label_losses.binary_cross_entropy: ("multilabel",),
+    label_losses.soft_cross_entropy: (),  # labels that are distributions: no task has them
+    regression_losses.squared_error: ("regression",),
+    regression_losses.smooth_absolute_error: ("regression",),
+}
+"""Loss that reads labels only -> the kinds of task whose labels it can read."""
+
 
 class Term(nn.Module, ABC):
     """A loss bound to what it reads; `forward` is its mean over the rows that have what it reads.
@@ -150,6 +160,17 @@ class OnLogits(Term):
 
 
 @final
+class OnLogitsAndLabels(Term):
+    """A loss(student, teacher, labels) on logits, where there is a label."""
+
+    reads = (LOGITS, LABELS)
+    signal = LOGITS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
+
+
+@final
 class OnValues(Term):
     """A loss(student, teacher) on the values of a regression."""
 
@@ -174,10 +195,17 @@ class OnValuesAndLabels(Term):
 BINDERS: dict[str, type[Any]] = {
     "labels": OnLabels,
     "logits": OnLogits,
+    "logits_and_labels": OnLogitsAndLabels,
     "values": OnValues,
     "values_and_labels": OnValuesAndLabels,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
+
+SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "regression": VALUES}
+"""The family of a loss in understudy.losses -> the signal that it compares."""
+
+CLASSES_APART = ("logits", "correlations")
+"""Families of losses whose softmax lets classes exclude each other, but for those of one sigmoid per class."""
 
 
 @final
@@ -350,6 +378,8 @@ def _bind(place: str | Loss, weight: float, options: dict[str, Any], task: Task,
     loss = _find(place) if isinstance(place, str) else place
     shown = place if isinstance(place, str) else getattr(loss, "__qualname__", repr(loss))
     reads = options.pop("reads", None) or _kind_of(loss)
+    if reads is None and _family(loss):
+        raise RecipeError(f"the loss {shown!r} is for code of your own: no term binds what it reads", code="U032")
     if reads not in BINDERS:
         asked = "its options do not say what it reads" if reads is None else f"reads = {reads!r} is unknown"
         raise RecipeError(f"the loss {shown!r}: {asked}; reads is one of: {', '.join(BINDERS)}", code="U032")
@@ -368,10 +398,12 @@ def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
     signal = BINDERS[reads].signal
     if reads != "labels" and signal != task.signal:
         reason, better = f"compares {signal}, but a {task.kind} student gives {task.signal}", SOFT[task.kind]
-    elif loss in HARD.values() and loss is not HARD[task.kind]:
+    elif task.kind not in LABEL_KINDS.get(loss, (task.kind,)):
         reason, better = f"is not for a {task.kind} task", HARD[task.kind]
-    elif loss is logit_losses.soft_target and task.kind == "multilabel":
+    elif task.kind == "multilabel" and _family(loss) in CLASSES_APART and loss not in (SOFT["multilabel"], logit_losses.logit_mse):
         reason, better = "lets classes exclude each other, which labels of a multilabel task do not", SOFT[task.kind]
+    elif task.outputs == 2 and loss in (logit_losses.decoupled, logit_losses.normalized):
+        reason, better = "compares the classes other than the label, and with two classes there is only one", SOFT[task.kind]
     else:
         return
     place = f"{better.__module__.rpartition('.')[2]}.{better.__name__}"
@@ -407,17 +439,21 @@ def _imported(place: str) -> Loss:
     return loss
 
 
-def _kind_of(loss: Loss) -> str | None:
-    """What a loss of understudy.losses reads: by its family, and in `regression` by its arguments."""
+def _family(loss: Loss) -> str | None:
+    """The module of understudy.losses that a loss is in."""
     family = str(getattr(loss, "__module__", "")).removeprefix(f"{losses.__name__}.")
-    if family not in _families():
+    return family if family in _families() else None
+
+
+def _kind_of(loss: Loss) -> str | None:
+    """What a loss of understudy.losses reads: by its family, and by the names of its arguments."""
+    signal = SIGNALS.get(_family(loss) or "")
+    if signal is None or loss is logit_losses.ensemble_soft_target:
         return None
-    if family != "regression":
-        return family
     arguments = inspect.signature(loss).parameters
     if "teacher" not in arguments:
-        return "labels"
-    return "values_and_labels" if "labels" in arguments else "values"
+        return LABELS
+    return f"{signal}_and_labels" if LABELS in arguments else signal
 
 
 def _check_options(loss: Loss, name: str, options: Mapping[str, Any]) -> None:
