@@ -247,6 +247,17 @@ def test_chunks_change_nothing(loss: Loss, mask: Tensor | None, chunk: int) -> N
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
+def test_a_teacher_in_chunks_is_a_constant() -> None:
+    hidden, head, bias, teacher, teacher_head = heads()
+    trained = [each.requires_grad_() for each in (hidden, teacher, teacher_head)]
+    teacher_bias = bias.requires_grad_()
+    values = in_chunks(forward_kl, hidden, head, teacher, teacher_head=teacher_head, teacher_bias=teacher_bias)
+    torch.testing.assert_close(values, forward_kl(hidden @ head.T, teacher @ teacher_head.T + teacher_bias))
+    ours, *others = torch.autograd.grad(values.sum(), [*trained, teacher_bias], allow_unused=True)
+    assert ours.any()
+    assert others == [None, None, None]
+
+
 def kept_for_backward(compute: Callable[[], Tensor]) -> int:
     """How many numbers stay in memory between forward and backward."""
     kept: dict[int, int] = {}
