@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from understudy.errors import InputError, RecipeError, TrainingError
+from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.losses.labels import cross_entropy
-from understudy.losses.logits import logit_mse, soft_target
+from understudy.losses.logits import ensemble_soft_target, logit_mse, soft_target
 from understudy.losses.regression import teacher_bounded, teacher_squared_error
 from understudy.objectives import Objective, OnLabels, OnLogits, OnValues, OnValuesAndLabels, Term
 from understudy.signals import Batch, Signals
@@ -264,7 +265,7 @@ def test_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (
             "my_losses:distance",
             {},
-            "do not say what it reads; reads is one of: labels, logits, logits_and_labels, values, values_and_labels",
+            "do not say what it reads; reads is one of: labels, logits, logits_and_labels, teachers, values, values_and_labels",
         ),
         ("my_losses:distance", {"reads": "logit"}, "reads = 'logit' is unknown"),
         ("my_losses:distance", {"reads": "values"}, "compares values, but a multiclass student gives logits"),
@@ -312,7 +313,7 @@ FAMILIES = ("labels", "logits", "correlations", "regression")
 REFUSED = {
     "labels.binary_cross_entropy": "use 'labels.cross_entropy'",
     "labels.soft_cross_entropy": "use 'labels.cross_entropy'",
-    "logits.ensemble_soft_target": "is for code of your own",
+    "logits.ensemble_soft_target": "takes teachers = a list of the names of teacher.members",
     "regression.smooth_absolute_error": "use 'labels.cross_entropy'",
     "regression.squared_error": "use 'labels.cross_entropy'",
     "regression.teacher_bounded": "use 'logits.soft_target'",
@@ -359,6 +360,29 @@ def test_terms_of_teacher_and_labels_leave_out_rows_without_a_label(place: str) 
     assert whole.labels is not None
     alone = replace(whole, labels=whole.labels[:3], teacher={"logits": whole.teacher["logits"][:3]})
     torch.testing.assert_close(total, objective({"logits": student[:3]}, alone)[0])
+
+
+@pytest.mark.parametrize("weigh", [None, "entropy", "confidence"])
+def test_several_teachers_are_heard_one_by_one(weigh: str | None) -> None:
+    options = {"teachers": ["one", "two"], "temperature": 2.0, "weigh": weigh}
+    objective = Objective.from_terms([("logits.ensemble_soft_target", 1.0, options)], MULTICLASS)
+    assert objective.reads == (*["labels"] * (weigh == "confidence"), "teachers/one/logits", "teachers/two/logits")
+    module, batch = student_for(MULTICLASS), batch_for(MULTICLASS, labelled=[True] * 6 + [False] * 2)
+    teachers = normal(7, 2, ROWS, 3)
+    batch = replace(batch, teacher={"teachers/two/logits": teachers[1], "teachers/one/logits": teachers[0]})
+    assert objective.signal_test(speaking(module, MULTICLASS), batch, module.parameters())[0].level == "fine"
+    student = said_by(MULTICLASS)
+    rows = slice(6 if weigh == "confidence" else None)
+    weights: dict[str, Any] = {}
+    if weigh is not None and batch.labels is not None:
+        weights["weights"] = entropy_weights(teachers) if weigh == "entropy" else confidence_weights(teachers, batch.labels)
+    wanted = ensemble_soft_target(student, teachers, temperature=2.0, **weights)[rows].mean()
+    torch.testing.assert_close(objective({"logits": student}, batch)[0], wanted)
+    with pytest.raises(InputError, match="reads the teachers' 'teachers/one/logits', but there is: logits"):
+        objective({"logits": student}, batch_for(MULTICLASS))
+    for wrong in ({"teachers": "one"}, {"teachers": ["one"], "weigh": "height"}):
+        with pytest.raises(RecipeError, match="takes teachers = a list of the names"):
+            Objective.from_terms([("logits.ensemble_soft_target", 1.0, wrong)], MULTICLASS)
 
 
 def test_wrong_weights_are_refused() -> None:

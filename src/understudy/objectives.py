@@ -25,6 +25,7 @@ from understudy.errors import InputError, RecipeError, TrainingError, did_you_me
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
+from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.signals import LOGITS, VALUES, Batch, Signals
 from understudy.tasks import Task
 
@@ -192,10 +193,41 @@ class OnValuesAndLabels(Term):
         return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
 
 
+@final
+class OnTeachers(Term):
+    """A loss(student, teachers) on logits, where several teachers are heard one by one: the named members of an ensemble.
+
+    `weigh` gives the loss its `weights`, row by row: by `entropy` of a teacher's answer, or by `confidence` in the label, which
+    leaves out rows without one (see understudy.losses.ensembles); all weigh alike otherwise.
+    """
+
+    signal = LOGITS
+
+    def __init__(self, loss: Loss, *, teachers: Sequence[str] = (), weigh: str | None = None, **options: Any) -> None:
+        super().__init__(loss, **options)
+        if isinstance(teachers, str) or not teachers or weigh not in (None, "entropy", "confidence"):
+            raise RecipeError(
+                f"the term {self.name!r} takes teachers = a list of the names of teacher.members, and weigh = 'entropy' or 'confidence' "
+                f"or nothing (got teachers = {teachers!r}, weigh = {weigh!r})",
+                code="U032",
+            )
+        self.weigh = weigh
+        self.reads = (*[f"teachers/{name}/{self.signal}" for name in teachers], *[LABELS] * (weigh == "confidence"))
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        who = f"the term {self.name!r} reads the teachers'"
+        teachers = torch.stack([_said(batch.teacher, name, who) for name in self.reads if name != LABELS])
+        if self.weigh is None:
+            return self.loss(student, teachers, **self.options)
+        weights = entropy_weights(teachers) if self.weigh == "entropy" else confidence_weights(teachers, self.labels_of(batch))
+        return self.loss(student, teachers, weights=weights, **self.options)
+
+
 BINDERS: dict[str, type[Any]] = {
     "labels": OnLabels,
     "logits": OnLogits,
     "logits_and_labels": OnLogitsAndLabels,
+    "teachers": OnTeachers,
     "values": OnValues,
     "values_and_labels": OnValuesAndLabels,
 }
@@ -449,7 +481,7 @@ def _kind_of(loss: Loss) -> str | None:
     """What a loss of understudy.losses reads: by its family, and by the names of its arguments."""
     signal = SIGNALS.get(_family(loss) or "")
     if signal is None or loss is logit_losses.ensemble_soft_target:
-        return None
+        return "teachers" if signal else None
     arguments = inspect.signature(loss).parameters
     if "teacher" not in arguments:
         return LABELS
@@ -505,14 +537,14 @@ def _examine(term: Term, student: Signals, batch: Batch, trained: list[Tensor]) 
         return finding("it is not finite; look for NaN or infinity in the inputs, the teacher's answers and the student's")
     reads_teacher = any(name != LABELS for name in term.reads)
     if not number > 0:
-        if reads_teacher and torch.equal(student[term.signal].float(), batch.teacher[term.signal].float()):
+        if term.signal in term.reads and torch.equal(student[term.signal].float(), batch.teacher[term.signal].float()):
             return finding("the student already says exactly what the teacher says, so nothing is left to learn")
         return finding("it is not above 0, so nothing is left to learn from it")
     if not trained or not value.requires_grad:
         return finding("no gradient reaches the student: its output is detached, or no parameter is trained")
     if norm == 0 or not math.isfinite(norm):
         return finding("its gradient in the student's parameters is " + ("zero" if norm == 0 else "not finite"))
-    if reads_teacher and len(batch.teacher[term.signal]) > 1:
+    if reads_teacher and len(batch.inputs) > 1:
         note = _deaf(term, student, batch)
         if note:
             return finding(note)
@@ -530,8 +562,8 @@ def _deaf(term: Term, student: Signals, batch: Batch) -> str:
         before, after = (term.rows(student[term.signal], rows) for rows in (batch, moved))
     if not torch.allclose(before, after, rtol=1e-6, atol=0.0):
         return ""
-    teacher = batch.teacher[term.signal]
-    if torch.equal(teacher, teacher[:1].expand_as(teacher)):
+    heard = [batch.teacher[name] for name in term.reads if name != LABELS]
+    if all(torch.equal(teacher, teacher[:1].expand_as(teacher)) for teacher in heard):
         return "the teacher says the same of every row of this batch; check its inputs and preprocessing"
     if LABELS in term.reads:
         return ""  # a bound that is met or missed by every row
