@@ -61,6 +61,11 @@ def squared_error(student: list[float], other: list[float]) -> float:
     return sum(((s - o) / 2) ** 2 for s, o in zip(student, other, strict=True)) / len(student)
 
 
+def smooth_absolute_error(student: list[float], labels: list[float]) -> float:
+    distances = [abs(s - y) / 2 for s, y in zip(student, labels, strict=True)]
+    return sum(d * d / 2 if d < 1 else d - 0.5 for d in distances) / len(distances)
+
+
 def teacher_bounded(student: list[float], teacher: list[float], labels: list[float]) -> float:
     mine, bound = (sum((v - y) ** 2 for v, y in zip(row, labels, strict=True)) for row in (student, teacher))
     return mine if mine + 0.25 > bound else 0.0
@@ -251,12 +256,14 @@ BATCH_DEFINITIONS = {
         least_at=first,
         shift_changes_nothing=True,
         coupled=True,
-        negative=True,
     ),
 }
 
 REGRESSION_DEFINITIONS = {
     "regression.squared_error": Definition(squared_error, (VALUES,), VALUES, {"scale": 2.0}, least_at=first, shift_changes_nothing=False),
+    "regression.smooth_absolute_error": Definition(
+        smooth_absolute_error, (VALUES,), VALUES, {"scale": 2.0}, least_at=first, shift_changes_nothing=False
+    ),
     "regression.teacher_squared_error": Definition(
         squared_error, (VALUES,), VALUES, {"scale": 2.0}, least_at=first, shift_changes_nothing=False
     ),

@@ -33,7 +33,7 @@ from understudy.losses.logits import (
     transformed_teacher,
     weighted_transformed_teacher,
 )
-from understudy.losses.regression import squared_error, teacher_bounded, teacher_squared_error
+from understudy.losses.regression import smooth_absolute_error, squared_error, teacher_bounded, teacher_squared_error
 
 Loss = Callable[..., Tensor]
 
@@ -42,12 +42,6 @@ def kd(s: Tensor, case: Case, hard: Loss = cross_entropy, soft: Loss = soft_targ
     """One value per row of the classic mixture."""
     alpha, temperature = float(case["alpha"]), float(case["temperature"])
     return (1 - alpha) * hard(s, case["labels"]) + alpha * soft(s, case["teacher_logits"], temperature=temperature)
-
-
-def over_tokens(s: Tensor, case: Case) -> Tensor:
-    valid = case["labels"] != -100
-    values = soft_target(s[valid], case["teacher_logits"][valid], temperature=float(case["temperature"]))
-    return values.sum() / max(int(valid.sum()), 1)
 
 
 def known_labels(s: Tensor, case: Case) -> Tensor:
@@ -141,6 +135,11 @@ def bounded(s: Tensor, case: Case) -> Tensor:
     return teacher_bounded(s, case["teacher_pred"], case["targets"], margin=float(case["margin"])).mean()
 
 
+def bounded_beside_smooth(s: Tensor, case: Case) -> Tensor:
+    smooth = smooth_absolute_error(s, case["targets"]).mean() * s.shape[1]
+    return smooth + float(case["nu"]) * bounded(s, case)
+
+
 PUBLISHED: dict[str, Published] = {
     "cross_entropy": Published(known_labels),
     "soft_target_ce": Published(smoothed),
@@ -166,10 +165,10 @@ PUBLISHED: dict[str, Published] = {
     "aver_mkd, mean of logits": Published(mean_logits, suffix="_mean_logit", file="aver_mkd"),
     "ebkd": several_teachers(lambda teacher, labels: entropy_weights(teacher)),
     "ca_mkd": several_teachers(confidence_weights),
-    "forward_kl": Published(over_tokens),
     "embedding_mse": Published(lambda s, case: logit_mse(s, case["teacher_features"], centred=False).mean(), "student_features"),
     "regression_kd": Published(regression, "student_pred"),
-    "regression_teacher_bounded": Published(bounded, "student_pred", "_bounded"),
+    "regression_teacher_bounded": Published(bounded_beside_smooth, "student_pred"),
+    "regression_teacher_bounded, bound": Published(bounded, "student_pred", "_bounded", file="regression_teacher_bounded"),
 }
 """Golden file (or an entry of one) -> how it is computed here."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from understudy import losses
 from understudy.errors import InputError
 
-NO_LOSSES = {"ensembles"}
+NO_LOSSES = {"chunks", "ensembles", "schedules"}
 """Modules whose functions make what a loss takes (targets, weights, masks); they have tests of their own."""
 
 DEFINITIONS: dict[str, Definition] = {}

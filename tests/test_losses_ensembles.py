@@ -99,9 +99,10 @@ def test_rows_teachers_and_precision(name: str) -> None:
     extreme = ours(said(torch.float32).sign() * 1e4, labels())
     assert extreme.isfinite().all()
     assert ours(said(), torch.full((ROWS,), -1)).isfinite().all()
+    sure = functional.one_hot(labels().expand(TEACHERS, -1), CLASSES) * 1e4  # not the least entropy anywhere
     alone = ours(said()[:1], labels())
     if "weights" in name:
-        for weights in (whole, extreme, ours(torch.zeros(3, ROWS, CLASSES), labels())):
+        for weights in (whole, extreme, ours(torch.zeros(3, ROWS, CLASSES), labels()), ours(sure, labels())):
             torch.testing.assert_close(weights.sum(1), torch.ones_like(weights[:, 0]))
             assert (weights >= 0).all()
         assert (alone == 1).all()

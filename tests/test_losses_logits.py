@@ -15,7 +15,7 @@ from torch import Tensor
 from understudy.errors import InputError
 from understudy.losses.labels import binary_cross_entropy, cross_entropy
 from understudy.losses.logits import binary_soft_target, logit_mse, soft_target, weighted_soft_label
-from understudy.losses.regression import squared_error, teacher_bounded, teacher_squared_error
+from understudy.losses.regression import smooth_absolute_error, squared_error, teacher_bounded, teacher_squared_error
 
 Loss = Callable[..., Tensor]
 
@@ -37,6 +37,7 @@ def test_rows_without_a_label_are_zero_without_gradient() -> None:
         (cross_entropy, torch.tensor([-1, 2])),
         (binary_cross_entropy, torch.tensor([[1.0, 0, float("nan"), 0, 0], [0, 1, 0, 0, 0]]).double()),
         (squared_error, torch.tensor([[1.0, 0, 0, 0, float("nan")], [0, 1, 0, 0, 0]]).double()),
+        (smooth_absolute_error, torch.tensor([[1.0, 0, 0, 0, float("nan")], [0, 1, 0, 0, 0]]).double()),
     ):
         values, gradient = value_and_gradient(loss, student, labels)
         assert values[0] == 0

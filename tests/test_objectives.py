@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from understudy.errors import InputError, RecipeError, TrainingError
+from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.losses.labels import cross_entropy
-from understudy.losses.logits import logit_mse, soft_target
+from understudy.losses.logits import ensemble_soft_target, logit_mse, soft_target
 from understudy.losses.regression import teacher_bounded, teacher_squared_error
 from understudy.objectives import Objective, OnLabels, OnLogits, OnValues, OnValuesAndLabels, Term
 from understudy.signals import Batch, Signals
@@ -260,7 +262,11 @@ def test_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(total, 2 * (student - batch.teacher["logits"]).square().sum(1).mean())
     assert objective.formula() == "2 * distance(student, teacher, power=2)"
     for place, options, said in (
-        ("my_losses:distance", {}, "do not say what it reads; reads is one of: labels, logits, values, values_and_labels"),
+        (
+            "my_losses:distance",
+            {},
+            "do not say what it reads; reads is one of: labels, logits, logits_and_labels, teachers, values, values_and_labels",
+        ),
         ("my_losses:distance", {"reads": "logit"}, "reads = 'logit' is unknown"),
         ("my_losses:distance", {"reads": "values"}, "compares values, but a multiclass student gives logits"),
         ("my_losses:distanc", {"reads": "logits"}, "my_losses has no function 'distanc'; did you mean 'distance'?"),
@@ -285,6 +291,15 @@ def test_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (REGRESSION, "logits.soft_target", {}, "a regression student gives values; use 'regression.teacher_squared_error'"),
         (REGRESSION, "labels.cross_entropy", {}, "use 'regression.squared_error'"),
         (BINARY, "regression.squared_error", {}, "use 'labels.cross_entropy'"),
+        (BINARY, "logits.decoupled", {}, "with two classes"),
+        (BINARY, "logits.normalized", {}, "with two classes"),
+        (MULTILABEL, "logits.decoupled", {}, "use 'logits.binary_soft_target'"),
+        (MULTILABEL, "correlations.correlation", {}, "use 'logits.binary_soft_target'"),
+        (MULTILABEL, "labels.virtual_teacher", {}, "use 'labels.binary_cross_entropy'"),
+        (REGRESSION, "correlations.multi_level", {}, "a regression student gives values"),
+        (REGRESSION, "logits.normalized", {}, "a regression student gives values"),
+        (MULTICLASS, "tokens.forward_kl", {}, "the loss 'tokens.forward_kl' is for code of your own"),
+        (MULTICLASS, "ensembles.mean_of_logits", {}, "is for code of your own"),
     ],
 )
 def test_a_wrong_term_is_refused_with_the_right_one(task: Task, place: str, options: dict[str, Any], said: str) -> None:
@@ -292,6 +307,82 @@ def test_a_wrong_term_is_refused_with_the_right_one(task: Task, place: str, opti
         Objective.from_terms([(place, 1.0, options)], task)
     assert said in str(caught.value)
     assert caught.value.code == "U032"
+
+
+FAMILIES = ("labels", "logits", "correlations", "regression")
+REFUSED = {
+    "labels.binary_cross_entropy": "use 'labels.cross_entropy'",
+    "labels.soft_cross_entropy": "use 'labels.cross_entropy'",
+    "logits.ensemble_soft_target": "takes teachers = a list of the names of teacher.members",
+    "regression.smooth_absolute_error": "use 'labels.cross_entropy'",
+    "regression.squared_error": "use 'labels.cross_entropy'",
+    "regression.teacher_bounded": "use 'logits.soft_target'",
+    "regression.teacher_squared_error": "use 'logits.soft_target'",
+}
+"""The losses that a multiclass recipe cannot name, and what it is told."""
+
+
+def every_place() -> list[str]:
+    modules = {family: importlib.import_module(f"understudy.losses.{family}") for family in FAMILIES}
+    return [f"{family}.{name}" for family, module in modules.items() for name in module.__all__]
+
+
+@pytest.mark.parametrize("place", every_place())
+def test_every_loss_of_a_multiclass_recipe_trains_or_is_refused(place: str) -> None:
+    if place in REFUSED:
+        with pytest.raises(RecipeError) as caught:
+            Objective.from_terms([(place, 1.0, {})], MULTICLASS)
+        assert REFUSED[place] in str(caught.value)
+        return
+    objective = Objective.from_terms([(place, 1.0, {})], MULTICLASS)
+    module, batch = student_for(MULTICLASS), batch_for(MULTICLASS, labelled=[True] * 6 + [False] * 2)
+    findings = objective.signal_test(speaking(module, MULTICLASS), batch, module.parameters())
+    assert [finding.level for finding in findings] == ["fine"]
+    total, _ = objective({"logits": module(batch.inputs)}, batch)
+    total.backward()
+    torch.optim.SGD(module.parameters(), lr=0.01).step()
+    assert objective({"logits": module(batch.inputs)}, batch)[0] < total
+    taught = replace(batch, teacher={"logits": batch.teacher["logits"].roll(1, 0)})
+    heard = not torch.allclose(
+        objective({"logits": module(batch.inputs)}, taught)[0], objective({"logits": module(batch.inputs)}, batch)[0]
+    )
+    assert heard == objective.needs_teacher == (not place.startswith("labels."))
+
+
+@pytest.mark.parametrize("place", ["logits.decoupled", "logits.normalized", "logits.weighted_soft_label"])
+def test_terms_of_teacher_and_labels_leave_out_rows_without_a_label(place: str) -> None:
+    objective = Objective.from_terms([(place, 1.0, {})], MULTICLASS)
+    assert objective.reads == ("labels", "logits")
+    assert "(student, teacher, labels, " in objective.formula()
+    student, known = said_by(MULTICLASS), [True] * 3 + [False] * 5
+    total, _ = objective({"logits": student}, batch_for(MULTICLASS, labelled=known))
+    whole = batch_for(MULTICLASS)
+    assert whole.labels is not None
+    alone = replace(whole, labels=whole.labels[:3], teacher={"logits": whole.teacher["logits"][:3]})
+    torch.testing.assert_close(total, objective({"logits": student[:3]}, alone)[0])
+
+
+@pytest.mark.parametrize("weigh", [None, "entropy", "confidence"])
+def test_several_teachers_are_heard_one_by_one(weigh: str | None) -> None:
+    options = {"teachers": ["one", "two"], "temperature": 2.0, "weigh": weigh}
+    objective = Objective.from_terms([("logits.ensemble_soft_target", 1.0, options)], MULTICLASS)
+    assert objective.reads == (*["labels"] * (weigh == "confidence"), "teachers/one/logits", "teachers/two/logits")
+    module, batch = student_for(MULTICLASS), batch_for(MULTICLASS, labelled=[True] * 6 + [False] * 2)
+    teachers = normal(7, 2, ROWS, 3)
+    batch = replace(batch, teacher={"teachers/two/logits": teachers[1], "teachers/one/logits": teachers[0]})
+    assert objective.signal_test(speaking(module, MULTICLASS), batch, module.parameters())[0].level == "fine"
+    student = said_by(MULTICLASS)
+    rows = slice(6 if weigh == "confidence" else None)
+    weights: dict[str, Any] = {}
+    if weigh is not None and batch.labels is not None:
+        weights["weights"] = entropy_weights(teachers) if weigh == "entropy" else confidence_weights(teachers, batch.labels)
+    wanted = ensemble_soft_target(student, teachers, temperature=2.0, **weights)[rows].mean()
+    torch.testing.assert_close(objective({"logits": student}, batch)[0], wanted)
+    with pytest.raises(InputError, match="reads the teachers' 'teachers/one/logits', but there is: logits"):
+        objective({"logits": student}, batch_for(MULTICLASS))
+    for wrong in ({"teachers": "one"}, {"teachers": ["one"], "weigh": "height"}):
+        with pytest.raises(RecipeError, match="takes teachers = a list of the names"):
+            Objective.from_terms([("logits.ensemble_soft_target", 1.0, wrong)], MULTICLASS)
 
 
 def test_wrong_weights_are_refused() -> None:

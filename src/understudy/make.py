@@ -284,7 +284,7 @@ def temperature_of(objective: Objective) -> float:
     found = set()
     for term in objective.active:
         parameter = inspect.signature(term.loss).parameters.get("temperature")
-        if LOGITS in term.reads and parameter is not None:
+        if any(name.endswith(LOGITS) for name in term.reads) and parameter is not None:
             found.add(float(term.options.get("temperature", parameter.default)))
     if len(found) > 1:
         said = " and ".join(f"{each:g}" for each in sorted(found))

@@ -25,6 +25,7 @@ from understudy.errors import InputError, RecipeError, TrainingError, did_you_me
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
+from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.signals import LOGITS, VALUES, Batch, Signals
 from understudy.tasks import Task
 
@@ -47,6 +48,16 @@ SOFT: dict[str, Loss] = {
     "regression": regression_losses.teacher_squared_error,
 }
 """Kind of task -> what a student learns from a teacher's answers."""
+
+LABEL_KINDS: dict[Loss, tuple[str, ...]] = {
+    label_losses.cross_entropy: ("multiclass", "binary"),
+    label_losses.virtual_teacher: ("multiclass", "binary"),
+    label_losses.binary_cross_entropy: ("multilabel",),
+    label_losses.soft_cross_entropy: (),  # labels that are distributions: no task has them
+    regression_losses.squared_error: ("regression",),
+    regression_losses.smooth_absolute_error: ("regression",),
+}
+"""Loss that reads labels only -> the kinds of task whose labels it can read."""
 
 
 class Term(nn.Module, ABC):
@@ -150,6 +161,17 @@ class OnLogits(Term):
 
 
 @final
+class OnLogitsAndLabels(Term):
+    """A loss(student, teacher, labels) on logits, where there is a label."""
+
+    reads = (LOGITS, LABELS)
+    signal = LOGITS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
+
+
+@final
 class OnValues(Term):
     """A loss(student, teacher) on the values of a regression."""
 
@@ -171,13 +193,51 @@ class OnValuesAndLabels(Term):
         return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
 
 
+@final
+class OnTeachers(Term):
+    """A loss(student, teachers) on logits, where several teachers are heard one by one: the named members of an ensemble.
+
+    `weigh` gives the loss its `weights`, row by row: by `entropy` of a teacher's answer, or by `confidence` in the label, which
+    leaves out rows without one (see understudy.losses.ensembles); all weigh alike otherwise.
+    """
+
+    signal = LOGITS
+
+    def __init__(self, loss: Loss, *, teachers: Sequence[str] = (), weigh: str | None = None, **options: Any) -> None:
+        super().__init__(loss, **options)
+        if isinstance(teachers, str) or not teachers or weigh not in (None, "entropy", "confidence"):
+            raise RecipeError(
+                f"the term {self.name!r} takes teachers = a list of the names of teacher.members, and weigh = 'entropy' or 'confidence' "
+                f"or nothing (got teachers = {teachers!r}, weigh = {weigh!r})",
+                code="U032",
+            )
+        self.weigh = weigh
+        self.reads = (*[f"teachers/{name}/{self.signal}" for name in teachers], *[LABELS] * (weigh == "confidence"))
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        who = f"the term {self.name!r} reads the teachers'"
+        teachers = torch.stack([_said(batch.teacher, name, who) for name in self.reads if name != LABELS])
+        if self.weigh is None:
+            return self.loss(student, teachers, **self.options)
+        weights = entropy_weights(teachers) if self.weigh == "entropy" else confidence_weights(teachers, self.labels_of(batch))
+        return self.loss(student, teachers, weights=weights, **self.options)
+
+
 BINDERS: dict[str, type[Any]] = {
     "labels": OnLabels,
     "logits": OnLogits,
+    "logits_and_labels": OnLogitsAndLabels,
+    "teachers": OnTeachers,
     "values": OnValues,
     "values_and_labels": OnValuesAndLabels,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
+
+SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "regression": VALUES}
+"""The family of a loss in understudy.losses -> the signal that it compares."""
+
+CLASSES_APART = ("logits", "correlations")
+"""Families of losses whose softmax lets classes exclude each other, but for those of one sigmoid per class."""
 
 
 @final
@@ -350,6 +410,8 @@ def _bind(place: str | Loss, weight: float, options: dict[str, Any], task: Task,
     loss = _find(place) if isinstance(place, str) else place
     shown = place if isinstance(place, str) else getattr(loss, "__qualname__", repr(loss))
     reads = options.pop("reads", None) or _kind_of(loss)
+    if reads is None and _family(loss):
+        raise RecipeError(f"the loss {shown!r} is for code of your own: no term binds what it reads", code="U032")
     if reads not in BINDERS:
         asked = "its options do not say what it reads" if reads is None else f"reads = {reads!r} is unknown"
         raise RecipeError(f"the loss {shown!r}: {asked}; reads is one of: {', '.join(BINDERS)}", code="U032")
@@ -368,10 +430,12 @@ def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
     signal = BINDERS[reads].signal
     if reads != "labels" and signal != task.signal:
         reason, better = f"compares {signal}, but a {task.kind} student gives {task.signal}", SOFT[task.kind]
-    elif loss in HARD.values() and loss is not HARD[task.kind]:
+    elif task.kind not in LABEL_KINDS.get(loss, (task.kind,)):
         reason, better = f"is not for a {task.kind} task", HARD[task.kind]
-    elif loss is logit_losses.soft_target and task.kind == "multilabel":
+    elif task.kind == "multilabel" and _family(loss) in CLASSES_APART and loss not in (SOFT["multilabel"], logit_losses.logit_mse):
         reason, better = "lets classes exclude each other, which labels of a multilabel task do not", SOFT[task.kind]
+    elif task.outputs == 2 and loss in (logit_losses.decoupled, logit_losses.normalized):
+        reason, better = "compares the classes other than the label, and with two classes there is only one", SOFT[task.kind]
     else:
         return
     place = f"{better.__module__.rpartition('.')[2]}.{better.__name__}"
@@ -407,17 +471,21 @@ def _imported(place: str) -> Loss:
     return loss
 
 
-def _kind_of(loss: Loss) -> str | None:
-    """What a loss of understudy.losses reads: by its family, and in `regression` by its arguments."""
+def _family(loss: Loss) -> str | None:
+    """The module of understudy.losses that a loss is in."""
     family = str(getattr(loss, "__module__", "")).removeprefix(f"{losses.__name__}.")
-    if family not in _families():
-        return None
-    if family != "regression":
-        return family
+    return family if family in _families() else None
+
+
+def _kind_of(loss: Loss) -> str | None:
+    """What a loss of understudy.losses reads: by its family, and by the names of its arguments."""
+    signal = SIGNALS.get(_family(loss) or "")
+    if signal is None or loss is logit_losses.ensemble_soft_target:
+        return "teachers" if signal else None
     arguments = inspect.signature(loss).parameters
     if "teacher" not in arguments:
-        return "labels"
-    return "values_and_labels" if "labels" in arguments else "values"
+        return LABELS
+    return f"{signal}_and_labels" if LABELS in arguments else signal
 
 
 def _check_options(loss: Loss, name: str, options: Mapping[str, Any]) -> None:
@@ -469,14 +537,14 @@ def _examine(term: Term, student: Signals, batch: Batch, trained: list[Tensor]) 
         return finding("it is not finite; look for NaN or infinity in the inputs, the teacher's answers and the student's")
     reads_teacher = any(name != LABELS for name in term.reads)
     if not number > 0:
-        if reads_teacher and torch.equal(student[term.signal].float(), batch.teacher[term.signal].float()):
+        if term.signal in term.reads and torch.equal(student[term.signal].float(), batch.teacher[term.signal].float()):
             return finding("the student already says exactly what the teacher says, so nothing is left to learn")
         return finding("it is not above 0, so nothing is left to learn from it")
     if not trained or not value.requires_grad:
         return finding("no gradient reaches the student: its output is detached, or no parameter is trained")
     if norm == 0 or not math.isfinite(norm):
         return finding("its gradient in the student's parameters is " + ("zero" if norm == 0 else "not finite"))
-    if reads_teacher and len(batch.teacher[term.signal]) > 1:
+    if reads_teacher and len(batch.inputs) > 1:
         note = _deaf(term, student, batch)
         if note:
             return finding(note)
@@ -494,8 +562,8 @@ def _deaf(term: Term, student: Signals, batch: Batch) -> str:
         before, after = (term.rows(student[term.signal], rows) for rows in (batch, moved))
     if not torch.allclose(before, after, rtol=1e-6, atol=0.0):
         return ""
-    teacher = batch.teacher[term.signal]
-    if torch.equal(teacher, teacher[:1].expand_as(teacher)):
+    heard = [batch.teacher[name] for name in term.reads if name != LABELS]
+    if all(torch.equal(teacher, teacher[:1].expand_as(teacher)) for teacher in heard):
         return "the teacher says the same of every row of this batch; check its inputs and preprocessing"
     if LABELS in term.reads:
         return ""  # a bound that is met or missed by every row

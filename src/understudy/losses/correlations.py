@@ -65,12 +65,11 @@ def multi_level(
 ) -> Float[Tensor, " batch"]:
     """Soft targets, likeness of rows and likeness of classes, at several temperatures and added.
 
-    sum_T [row_weight * m T^2 KL(q_i || p_i) + batch_weight * sum_j (p_i p_j - q_i q_j)^2 + class_weight * (B / C) *
-    (p_i D p_i - q_i D q_i)], where p, q are softmax(student / T) and softmax(teacher / T) as [B, C] and D = P'P - Q'Q: the
-    means over rows of the last two are norm(PP' - QQ')^2 / B and norm(P'P - Q'Q)^2 / C, and single rows may lie below 0.
-    The mask m, of rows, touches the first part only; published is m = the teacher's confidence is at most its median. Jin,
-    Wang & Lin 2023, Multi-Level Logit Distillation, CVPR, section 3. It was published with twice the epochs and strong
-    augmentation; without them expect less.
+    sum_T [row_weight * m T^2 KL(q_i || p_i) + batch_weight * sum_j (p_i p_j - q_i q_j)^2 + class_weight * norm(P'P - Q'Q)^2 / C],
+    where p, q are softmax(student / T) and softmax(teacher / T), P, Q the tables [B, C] of them: the mean over rows of the
+    second part is norm(PP' - QQ')^2 / B, and the third belongs to all rows alike. The mask m, of rows, touches the first
+    part only; published is m = the teacher's confidence is at most its median. Jin, Wang & Lin 2023, Multi-Level Logit
+    Distillation, CVPR, section 3. It was published with twice the epochs and strong augmentation; without them expect less.
 
     >>> multi_level(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
     tensor([0., 0.])
@@ -91,6 +90,5 @@ def multi_level(
         if batch_weight:
             values = values + batch_weight * (p @ p.T - q @ q.T).square().sum(1)
         if class_weight:
-            gap = p.T @ p - q.T @ q
-            values = values + class_weight * ((p @ gap * p).sum(1) - (q @ gap * q).sum(1)) * (rows / classes)
+            values = values + class_weight * (p.T @ p - q.T @ q).square().sum() / classes
     return values

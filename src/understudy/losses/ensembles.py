@@ -137,8 +137,8 @@ def best_mixture_weights(
     argmin_w -log softmax(sum_k w_k teacher_k)[label] over w >= 0, sum_k w_k = 1, whose cross-entropy is within `tolerance`
     of the least (times the largest difference of logits, where that is above 1); 1 / teachers in rows without a label (-1).
     Guo et al. 2020, Online Knowledge Distillation via Collaborative Learning, CVPR, section 3.2 (KDCL-Linear). The target is
-    `mean_of_logits(teacher, weights=...)`. It solves a small convex problem per row by Newton's method, about forty passes over
-    the logits: use `least_margins` where that is felt.
+    `mean_of_logits(teacher, weights=...)`. It solves a small convex problem per row by Newton's method, some twenty to fifty passes
+    over the logits: use `least_margins` where that is felt.
 
     >>> best_mixture_weights(torch.tensor([[[0.0, 0.0]], [[2.0, 0.0]]]), torch.tensor([0])).round(decimals=3)
     tensor([[0.],
@@ -151,59 +151,51 @@ def best_mixture_weights(
 
 
 def _mixture(margins: Tensor, tolerance: float) -> Tensor:
-    """The weights w [rows, teachers] that minimise logsumexp(w @ margins): Newton's method with a falling barrier at 0.
-
-    Large margins make logsumexp a maximum with corners, so that it is made sharp only as the barrier falls.
-    """
+    """The weights w [rows, teachers] that minimise logsumexp(w @ margins): Newton's method with a falling barrier at 0."""
     rows, teachers, _ = margins.shape
     weights = margins.new_full((rows, teachers), 1 / teachers)
     if not margins.numel() or teachers == 1:
         return weights
     scale = margins.abs().flatten(1).amax(1).clamp_min(1)
-    margins = margins / scale[:, None, None]
-    barrier = 0.1
-    while barrier * teachers > tolerance:
-        barrier *= 0.1
-        sharpness = scale.clamp_max(1 / barrier)
-        for _ in range(20):
-            step, gain = _newton_step(weights, margins, sharpness, barrier)
-            worth = gain > barrier / 100
+    height = 0.1
+    while height * teachers > tolerance:
+        height *= 0.1
+        barrier = height * scale
+        for _ in range(30):
+            step, gain = _newton_step(weights, margins, barrier)
+            worth = gain > barrier
             if not bool(worth.any()):
                 break
             # a row that is done stays, so that it does not depend on how long its neighbours take
-            step = torch.where(worth[:, None], step, 0.0)
-            weights = _descended(weights, step, gain * worth, margins, sharpness, barrier)
+            weights = _descended(weights, torch.where(worth[:, None], step, 0.0), gain * worth, margins, barrier)
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _barred(weights: Tensor, margins: Tensor, sharpness: Tensor, barrier: float) -> Tensor:
-    """What is minimised: the cross-entropy, in units of the largest margin, and a wall where a weight is 0."""
-    mixed = torch.einsum("rk,rkc->rc", weights, margins)
-    return (mixed * sharpness[:, None]).logsumexp(-1) / sharpness - barrier * weights.log().sum(-1)
+def _barred(weights: Tensor, margins: Tensor, barrier: Tensor) -> Tensor:
+    """What is minimised: the cross-entropy, and a wall where a weight is 0."""
+    return torch.einsum("rk,rkc->rc", weights, margins).logsumexp(-1) - barrier * weights.log().sum(-1)
 
 
-def _newton_step(weights: Tensor, margins: Tensor, sharpness: Tensor, barrier: float) -> tuple[Tensor, Tensor]:
+def _newton_step(weights: Tensor, margins: Tensor, barrier: Tensor) -> tuple[Tensor, Tensor]:
     """Newton's step in the weights, whose sum it keeps, and the gain that it promises."""
     rows, teachers = weights.shape
-    softened = torch.softmax(torch.einsum("rk,rkc->rc", weights, margins) * sharpness[:, None], -1)
+    softened = torch.softmax(torch.einsum("rk,rkc->rc", weights, margins), -1)
     slopes = torch.einsum("rkc,rc->rk", margins, softened)
     centred = margins - slopes[..., None]
     system = margins.new_zeros(rows, teachers + 1, teachers + 1)
-    system[:, :-1, :-1] = (centred * softened[:, None]) @ centred.mT * sharpness[:, None, None]
-    system[:, :-1, :-1] += torch.diag_embed(barrier / weights.square())
+    system[:, :-1, :-1] = (centred * softened[:, None]) @ centred.mT + torch.diag_embed(barrier[:, None] / weights.square())
     system[:, :-1, -1] = system[:, -1, :-1] = 1
-    slopes = slopes - barrier / weights
+    slopes = slopes - barrier[:, None] / weights
     step = torch.linalg.solve(system, torch.cat([-slopes, torch.zeros_like(slopes[:, :1])], -1))[:, :-1]
     return step, -(step * slopes).sum(-1)
 
 
-def _descended(weights: Tensor, step: Tensor, gain: Tensor, margins: Tensor, sharpness: Tensor, barrier: float) -> Tensor:
+def _descended(weights: Tensor, step: Tensor, gain: Tensor, margins: Tensor, barrier: Tensor) -> Tensor:
     """As much of the step, halved again and again, as lowers what is minimised."""
     room = torch.where(step < 0, -0.99 * weights / step, 1.0).amin(-1).clamp_max(1)
-    before = _barred(weights, margins, sharpness, barrier)
+    before = _barred(weights, margins, barrier)
     for _ in range(30):
-        after = _barred(weights + room[:, None] * step, margins, sharpness, barrier)
-        enough = after <= before - 0.1 * room * gain
+        enough = _barred(weights + room[:, None] * step, margins, barrier) <= before - 0.1 * room * gain
         if bool(enough.all()):
             break
         room = torch.where(enough, room, room / 2)

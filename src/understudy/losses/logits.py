@@ -114,8 +114,10 @@ def teacher_cross_entropy(
     same_shape(student, teacher, "teacher")
     positive("temperature", temperature)
     student = precise(student)
-    target = torch.softmax(teacher.to(student.dtype) / temperature, -1)
-    return -(target * torch.log_softmax(student / temperature, -1)).sum(-1)
+    teacher = teacher.to(student.dtype)
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
+    return -(torch.softmax(teacher, -1) * torch.log_softmax(student, -1)).sum(-1)
 
 
 def hard_target(
