@@ -76,7 +76,24 @@ def adult(root: Path) -> None:
 
 
 def letter(root: Path) -> None:
-    names = "x.box y.box width high onpix x.bar y.bar x2bar y2bar xybar x2ybr xy2br x.ege xegvy y.ege yegvx".split()
+    names = [
+        "x.box",
+        "y.box",
+        "width",
+        "high",
+        "onpix",
+        "x.bar",
+        "y.bar",
+        "x2bar",
+        "y2bar",
+        "xybar",
+        "x2ybr",
+        "xy2br",
+        "x.ege",
+        "xegvy",
+        "y.ege",
+        "yegvx",
+    ]
     rng, rows = np.random.default_rng(1), 1040
     which = np.arange(rows) % 26
     centres = rng.integers(0, 16, (26, 16))
@@ -99,7 +116,7 @@ def covertype(root: Path) -> None:
 
 def california(root: Path) -> None:
     rng, rows = np.random.default_rng(3), 700
-    columns = "longitude latitude housing_median_age total_rooms total_bedrooms population households median_income".split()
+    columns = ["longitude", "latitude", "housing_median_age", "total_rooms", "total_bedrooms", "population", "households", "median_income"]
     frame = pd.DataFrame(rng.normal(size=(rows, 8)).round(3), columns=columns)
     near = rng.choice(["INLAND", "NEAR BAY", "<1H OCEAN"], rows)
     value = 200_000 + 60_000 * frame["median_income"] + 40_000 * (near == "NEAR BAY") + 5_000 * rng.normal(size=rows)
