@@ -35,8 +35,8 @@ import torch
 from torch import nn
 
 
-def network(end=None, frozen=False, norm=False, width=3):
-    layers = [nn.Linear(4, 3), nn.BatchNorm1d(3) if norm else nn.Identity(), nn.ReLU(), nn.Linear(3, width)]
+def network(end=None, frozen=False, norm=False, width=3, reads=4):
+    layers = [nn.Linear(reads, 3), nn.BatchNorm1d(3) if norm else nn.Identity(), nn.ReLU(), nn.Linear(3, width)]
     module = nn.Sequential(*layers, *{"softmax": [nn.Softmax(1)], "sigmoid": [nn.Sigmoid()]}.get(end, []))
     return module.requires_grad_(not frozen)
 
@@ -412,6 +412,10 @@ REFUSED = [
         (f"U252 student '{OWN}network' cannot learn: all parameters are frozen; set requires_grad",), GOOD),
     Bad(30, "the student has a wrong width", student(OWN + "network", *setting("student.options={width=5}")),
         ("U251", "gives [32, 5] for 32 rows, a multiclass task needs [32, 3]; set the width of its last layer to 3"), GOOD),
+    Bad(30, "the student reads other rows", student(OWN + "network", *setting("student.options={reads=7}")),
+        (f"U374 student '{OWN}network' fails on rows of shape [4]: RuntimeError: ", "mat1 and mat2 shapes", "its first layer must read"), GOOD),
+    Bad(30, "the student's own code fails", student(OWN + "network", *setting("student.options={width=-1}")),
+        (f"U030 {OWN}network fails with options {{'width': -1}}: RuntimeError: ",), GOOD),
     Bad(30, "the learning rate and the epochs are 0", student("mlp", *setting("train.lr=0", "train.epochs=0")),
         ("U200 train.lr is 0: the network 'mlp' would keep its random weights; set train.lr = 1e-3",
          "U201 train.epochs is 0: the network 'mlp' would not be trained; set train.epochs = 30"), GOOD),
@@ -436,9 +440,9 @@ def test_refused_before_training_with_the_mend_and_mended_in_place(
     monkeypatch.chdir(folder)
     out = tmp_path / "run"
     assert run(monkeypatch, "distill", *bad.said, "--out", str(out)) == 2
-    printed = capfd.readouterr().err
+    shown, printed = capfd.readouterr()
     assert printed.startswith("error  U")
-    assert "Traceback" not in printed
+    assert "Traceback" not in printed and "graph" not in shown
     for sentence in bad.told:
         assert sentence in printed, printed
     assert len(set(printed.splitlines())) == len(printed.splitlines()), printed
@@ -519,6 +523,26 @@ def test_14_data_that_changed_is_refused_and_only_new_rows_are_taught_again(
     assert (tmp_path / "run" / "scorecard.json").exists()
     assert run(monkeypatch, *said, "--fresh") == 0
     assert json.loads((tmp_path / "run" / "lock.json").read_text())["rows"] == 399
+    frame.loc[frame["kind"] == "oak", "kind"] = "ash"
+    frame.drop(index=5).to_csv(place, index=False)
+    assert run(monkeypatch, *said) == 2
+    assert "U051 " in capfd.readouterr().err
+
+
+def test_14_labels_that_changed_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    frame, place = trees().assign(part=np.repeat(["train", "validation", "test"], [240, 80, 80])), tmp_path / "trees.csv"
+    frame.to_csv(place, index=False)
+    said = ["distill", *data(str(place), *setting("measure.latency=false", "data.split=part")), "--out", str(tmp_path / "run")]
+    assert run(monkeypatch, *said) == 0
+    frame.sample(frac=1, random_state=0).to_csv(place, index=False)
+    assert run(monkeypatch, *said) == 0
+    frame.loc[399, "kind"] = "oak" if frame.loc[399, "kind"] == "ash" else "ash"
+    frame.to_csv(place, index=False)
+    assert run(monkeypatch, *said) == 2
+    assert "U051 labels changed since this run ended. Choose another --out, or --fresh" in capfd.readouterr().err
 
 
 def test_15_a_teacher_that_changed_is_refused_by_name_of_what_moved(

@@ -452,7 +452,13 @@ def _check_size(student: Student, teacher_parameters: int | None, ours: int | No
 
 
 def _check_outputs(name: str, module: nn.Module, task: Task, encoded: Tensor) -> Iterator[Problem]:
-    said, last = _ask(module, encoded)
+    try:
+        said, last = _ask(module, encoded)
+    except Exception as error:  # a module of the user's own can raise anything
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        told = f"student {name!r} fails on rows of shape {list(encoded.shape[1:])}: {why}"
+        yield Problem("U374", f"{told}; its first layer must read what the preprocessing gives (see docs/students.md)")
+        return
     if said.ndim != 2 or said.shape[1] != task.outputs:
         told = f"student {name!r} gives {list(said.shape)} for {len(encoded)} rows, a {task.kind} task needs"
         yield Problem("U251", f"{told} [{len(encoded)}, {task.outputs}]; set the width of its last layer to {task.outputs}")

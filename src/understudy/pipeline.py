@@ -408,6 +408,19 @@ def _same_data(run: Run) -> None:
         return
     if kept.exists():
         _same_rows(run, rows, kept)
+    lock = run.folder / "lock.json"
+    then = json.loads(lock.read_text(encoding="utf-8")).get("labels") if lock.exists() else None
+    if then is not None and then != _label_digest(rows):
+        raise RecipeError("labels changed since this run ended. Choose another --out, or --fresh to start its students over", code="U051")
+
+
+def _label_digest(rows: Rows) -> str | None:
+    """A hash of rows and their labels, whatever their order."""
+    if rows.labels is None:
+        return None
+    parts = [np.ascontiguousarray(part).reshape(len(rows), -1).view(np.uint8) for part in (rows.keys, rows.labels)]
+    joined = np.ascontiguousarray(np.hstack(parts))
+    return hashlib.blake2b(np.sort(joined.view(f"V{joined.shape[1]}").ravel()).tobytes(), digest_size=16).hexdigest()
 
 
 def _same_rows(run: Run, rows: Rows, kept: Path) -> None:
@@ -420,6 +433,10 @@ def _same_rows(run: Run, rows: Rows, kept: Path) -> None:
             "Choose another --out, or --fresh to start its students over (only new rows are taught again)",
             code="U051",
         )
+    if not splitting.same(rows, kept):
+        # a split follows the labels: rows that trained a student must not judge it now
+        told = "the rows are the same as when this run began, but other ones are test rows now: labels or copies of rows changed"
+        raise RecipeError(f"{told}. Choose another --out, or --fresh to start its students over", code="U051")
 
 
 # --- teacher --------------------------------------------------------------------------------------------------------
@@ -970,6 +987,7 @@ def _write_lock(run: Run) -> None:
         {
             "rows": len(run.rows),
             "data": digest.hexdigest(),
+            "labels": _label_digest(run.rows),
             "split": split.hexdigest(),
             "seeds": run.recipe.seeds,
             "teacher": None if run.teacher is None else run.teacher.fingerprint(),
