@@ -103,8 +103,8 @@ def test_trees_have_no_learning_rate_or_epochs(tmp_path: Path) -> None:
         (
             {"train": {"augment": {"shift": 2}}},
             "error",
-            "U205 train.augment changes the images in every epoch, but the teacher answers only the plain ones (teaching.views = 1): "
-            "its answers would belong to other images; set teaching.views = 8, or remove train.augment",
+            "U205 train.augment changes the rows in every epoch, but the teacher answers only the plain ones (teaching.views = 1): "
+            "its answers would belong to other rows; set teaching.views = 8, or remove train.augment",
         ),
         (
             {"teaching": {"views": 4}},
@@ -362,7 +362,7 @@ def test_answers_that_are_not_finite_or_constant_name_the_first_row() -> None:
     answers, rows = taught(DIGITS)
     answers[[5, 9], 2] = [np.nan, np.inf]
     assert str(told(checks.check_answers(answers, DIGITS, rows), "U006")) == (
-        "U006 2 of 400 teacher rows are NaN or infinite (first: line 7)"
+        "U006 2 of 400 teacher rows are NaN or infinite (first: line 7); correct the teacher there"
     )
     constant = np.tile([[1.0, 2.0]], (400, 1))
     assert told(checks.check_answers(constant, YES_NO, taught(YES_NO)[1]), "U007").message.startswith(
@@ -468,7 +468,7 @@ def network(outputs: int = 2, *last: nn.Module) -> nn.Sequential:
 def test_a_good_student_has_no_problem_and_is_left_as_it_was() -> None:
     module = network()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert problems_of(module, teacher_parameters=10**6, teacher=network(), student_bytes=10, teacher_bytes=20) == []
+    assert problems_of(module, teacher_parameters=10**6, teachers=[network()], student_bytes=10, teacher_bytes=20) == []
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert not any(part._forward_hooks for part in module.modules())
@@ -549,7 +549,7 @@ def test_a_student_that_answers_nan() -> None:
 def test_a_student_that_shares_weights_with_the_teacher() -> None:
     student = network()
     teacher = nn.Sequential(nn.Linear(2, 2), student[3])
-    assert told(problems_of(student, teacher=teacher), "U256").message == (
+    assert told(problems_of(student, teachers=[teacher]), "U256").message == (
         "student 'net' and teacher share weights ('1.weight'): training would change the teacher; give the student a copy of its own"
     )
 

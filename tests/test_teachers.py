@@ -194,7 +194,10 @@ def test_auto_is_decided_once() -> None:
 def test_answers_that_say_nothing_are_found() -> None:
     bad = torch.randn(50, 3)
     bad[[4, 9]] = float("nan")
-    assert str(check_answers(bad, "line {}".format)[0]) == "U006 2 of 50 teacher rows are NaN or infinite (first: line 4)"
+    assert (
+        str(check_answers(bad, "line {}".format)[0])
+        == "U006 2 of 50 teacher rows are NaN or infinite (first: line 4); correct the teacher there"
+    )
     assert codes(check_answers(torch.ones(50, 3))) == {"U007"}
     assert check_answers(torch.randn(50, 1) * torch.tensor([[0.0, 1.0]])) == []
 

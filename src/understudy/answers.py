@@ -80,7 +80,11 @@ def to_logits(answers: Tensor, output: Output, task: Task) -> Tensor:
     if output == "values":
         raise TeacherError(f'teacher.output = "values" is for regression; this is {task.kind}: "logits" or "probabilities"', code="U005")
     if columns == 1 and task.single_label and len(task.classes) > 2:
-        raise TeacherError(f"the teacher gives one number per row, the data has {len(task.classes)} classes", code="U010")
+        raise TeacherError(
+            f"the teacher gives one number per row, the data has {len(task.classes)} classes ({_listed(task.classes)}). One number decides "
+            "between two classes (task = 'binary'); give a column per class, or say task = 'regression' if it is a value",
+            code="U010",
+        )
     guess = looks_like(answers, task)
     output = guess if output == "auto" else output
     if output == "probabilities":
@@ -88,7 +92,8 @@ def to_logits(answers: Tensor, output: Output, task: Task) -> Tensor:
         return _log_probabilities(answers.double(), task).float()
     if guess == "probabilities" and task.single_label and columns > 1 and len(answers) > 1:
         raise TeacherError(
-            "teacher output is already probabilities (rows sum to 1.000), softening it as logits would be wrong; "
+            f"teacher output is already probabilities (rows sum to 1.000), softening it as logits would be wrong: a teacher that is sure "
+            f"would seem {math.e / (math.e + columns - 1):.1%} sure of {columns} classes; "
             "say teacher.output = 'probabilities'",
             code="U004",
         )
@@ -127,7 +132,12 @@ def check_answers(answers: Tensor, name: Callable[[int], str] = "row {}".format)
     bad = ~answers.isfinite().flatten(1).all(dim=1)
     if bad.any():
         first = name(int(bad.nonzero()[0]))
-        return [Problem("U006", f"{int(bad.sum()):,} of {len(answers):,} teacher rows are NaN or infinite (first: {first})")]
+        return [
+            Problem(
+                "U006",
+                f"{int(bad.sum()):,} of {len(answers):,} teacher rows are NaN or infinite (first: {first}); correct the teacher there",
+            )
+        ]
     if len(answers) < 2:
         return []
     if bool((answers == answers[:1]).all()):

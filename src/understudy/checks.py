@@ -109,8 +109,8 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
 def _check_views(recipe: Recipe) -> Iterator[Problem]:
     said, augments = recipe.teaching.views, {name for name, value in recipe.train.augment.items() if value}
     if augments and said == 1:
-        told = "train.augment changes the images in every epoch, but the teacher answers only the plain ones (teaching.views = 1)"
-        yield Problem("U205", f"{told}: its answers would belong to other images; set teaching.views = 8, or remove train.augment")
+        told = "train.augment changes the rows in every epoch, but the teacher answers only the plain ones (teaching.views = 1)"
+        yield Problem("U205", f"{told}: its answers would belong to other rows; set teaching.views = 8, or remove train.augment")
     if not augments and said not in (1, "live"):
         told = f"teaching.views is {said} without train.augment: every view is the plain image"
         yield Problem("U205", f"{told}; set train.augment = {{shift = 2, flip = true}}, or teaching.views = 1", "warning")
@@ -309,10 +309,32 @@ def check_answers(
         known = task.labelled(rows.labels)
         chance = _near_chance(answers[known].astype(np.float64), rows.labels[known], task)
         problems += [Problem("U240", f"{chance}: it has nothing to teach here{accepted}", level)] * (chance is not None)
+        problems += _check_mass(answers[known].astype(np.float64), rows.labels[known], task, level, accepted)
     if expect is not None and score is not None and score < expect - 0.05:
         told = f"the teacher's validation {task.metric} is {score:.4f}, teacher.expect = {expect:g}"
         problems.append(Problem("U241", f"{told}: it is not the model it is thought to be{accepted}", level))
     return [*problems, *_check_softness(answers.astype(np.float64), task)]
+
+
+def _check_mass(answers: Array, labels: Array, task: Task, level: Literal["error", "warning"], accepted: str) -> Iterator[Problem]:
+    """Classes that labelled rows have and the teacher never thinks of."""
+    if not task.single_label:
+        return
+    highest = np.exp(answers - np.logaddexp.reduce(answers, axis=1, keepdims=True)).max(axis=0)
+    for index in np.flatnonzero((highest < 1e-6) & (np.bincount(labels, minlength=len(task.classes)) > 0)):
+        count = int((labels == index).sum())
+        told = (
+            f"the teacher gives the class {task.classes[index]!r} no probability in any row, and {count:,} labelled validation rows have it"
+        )
+        yield Problem("U371", f"{told}: the student would unlearn it{accepted}", level)
+
+
+def check_gain(teacher: float | None, control: float | None, metric: str) -> list[Problem]:
+    """Whether there is anything to gain from a teacher that is worse than the student trained without it, on validation rows."""
+    if teacher is None or control is None or teacher >= control:
+        return []
+    told = f"teacher {metric} is {teacher:.1%} on the validation rows, the control's {control:.1%}"
+    return [Problem("U372", f"{told}: the teacher can only hurt {metric}; train a better teacher, or use the control", "warning")]
 
 
 def check_in_sample(train: float, validation: float, metric: str) -> list[Problem]:
@@ -334,8 +356,11 @@ def _near_chance(answers: Array, labels: Array, task: Task) -> str | None:
     positive = labels == 1 if task.kind == "multilabel" else np.eye(len(task.classes), dtype=bool)[labels]
     scores = answers if task.kind == "multilabel" else answers - np.logaddexp.reduce(answers, axis=1, keepdims=True)
     mixed = np.flatnonzero(positive.any(axis=0) & ~positive.all(axis=0))
+    counts = positive.sum(axis=0)[mixed]
+    # of few rows a good rank proves little: twice its standard error (Hanley & McNeil 1982), yet no more than a quarter
+    error = np.sqrt((len(labels) + 1) / (12.0 * counts * (len(labels) - counts))).mean() if len(mixed) else 0.0
     ranking = float(np.mean([roc_auc_score(positive[:, index], scores[:, index]) for index in mixed])) if len(mixed) else 1.0
-    if ranking >= 0.55:
+    if ranking >= 0.5 + min(max(0.05, 2 * float(error)), 0.25):
         return None
     if task.kind == "multilabel":
         return f"the teacher ranks rows with an area under the curve of {ranking:.3f}, chance is 0.5"
@@ -392,7 +417,7 @@ def check_student(
     teacher_parameters: int | None = None,
     student_bytes: int | None = None,
     teacher_bytes: int | None = None,
-    teacher: nn.Module | None = None,
+    teachers: Sequence[nn.Module] = (),
 ) -> list[Problem]:
     """What would keep a student from learning, on a sample of encoded rows; an estimator is only weighed."""
     problems = list(_check_size(student, teacher_parameters, student_bytes, teacher_bytes))
@@ -407,7 +432,8 @@ def check_student(
         told = f"student {student.name!r} has BatchNorm (layer {norms[0]!r}) and would see one row at a time, which has no variance"
         problems.append(Problem("U253", f"{told}; set train.batch_size = 32, or student.options.norm = 'group'"))
     ours = {weight.untyped_storage().data_ptr() for weight in module.parameters() if weight.numel()}
-    shared = [] if teacher is None else [name for name, weight in teacher.named_parameters() if weight.untyped_storage().data_ptr() in ours]
+    theirs = [named for teacher in teachers for named in teacher.named_parameters()]
+    shared = [name for name, weight in theirs if weight.untyped_storage().data_ptr() in ours]
     if shared:
         told = f"student {student.name!r} and teacher share weights ({shared[0]!r}): training would change the teacher"
         problems.append(Problem("U256", f"{told}; give the student a copy of its own"))
@@ -426,7 +452,13 @@ def _check_size(student: Student, teacher_parameters: int | None, ours: int | No
 
 
 def _check_outputs(name: str, module: nn.Module, task: Task, encoded: Tensor) -> Iterator[Problem]:
-    said, last = _ask(module, encoded)
+    try:
+        said, last = _ask(module, encoded)
+    except Exception as error:  # a module of the user's own can raise anything
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        told = f"student {name!r} fails on rows of shape {list(encoded.shape[1:])}: {why}"
+        yield Problem("U374", f"{told}; its first layer must read what the preprocessing gives (see docs/students.md)")
+        return
     if said.ndim != 2 or said.shape[1] != task.outputs:
         told = f"student {name!r} gives {list(said.shape)} for {len(encoded)} rows, a {task.kind} task needs"
         yield Problem("U251", f"{told} [{len(encoded)}, {task.outputs}]; set the width of its last layer to {task.outputs}")

@@ -325,6 +325,11 @@ def is_estimator(model: str) -> bool:
     return model in TREES or model.startswith("sklearn:")
 
 
+def is_custom(model: str) -> bool:
+    """Whether the student is a torch module of the user's own."""
+    return ":" in model and not model.startswith(("timm:", "sklearn:"))
+
+
 def encode(inputs: Any, kind: str, fitted: encoding.TableEncoding | None) -> torch.Tensor:
     """Raw inputs as a student's graph reads them."""
     if kind == "table":
@@ -361,7 +366,10 @@ def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return function(*before, **said, **options)
     except TypeError as error:
-        raise RecipeError(f"student.options for {function.__name__}: {error}", code="U063") from None
+        strange = next((name for name in said if name not in inspect.signature(function).parameters), None)
+        known = [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY and name != "seed"]
+        told = error if strange is None else f"there is no {strange!r}; {did_you_mean(strange, known)}"
+        raise RecipeError(f"student.options for {function.__name__}: {told}", code="U063") from None
 
 
 def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task) -> nn.Module:

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +29,7 @@ from understudy.answers import match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END, Views
-from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError
+from understudy.errors import InputError, PreflightError, Problem, RecipeError, TeacherError, TransferSetError
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
@@ -39,9 +39,9 @@ from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.teachers import Matched, Refittable, Teacher, check_missing, check_teacher, max_missing, remotes
+from understudy.teachers import Matched, Refittable, Teacher, check_missing, check_teacher, max_missing, modules, remotes
 from understudy.teaching import compare_answers, out_of_fold, reask, teach
-from understudy.training.gradient import Ask, TrainingSet, train
+from understudy.training.gradient import Ask, TrainingSet, device_named, train
 from understudy.training.trees import fit_estimator
 
 Stage = Literal["check", "teach", "train", "export", "measure"]
@@ -100,16 +100,16 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
     finished = run.folder / "scorecard.json"
     last = STAGES.index(until)
     if until == "measure" and finished.exists() and _same_measure(run):
+        _same_data(run)
         run.say("finished", f"{run.folder} was complete; --fresh would start its students over")
         return _close(run, json.loads(finished.read_text(encoding="utf-8")))
-    run.warn(checks.check_recipe(recipe, gates=cards.parse_gates, raising=True))
-    prepare_rows(run)
-    prepare_teacher(run)
+    preflight(run, prepare_teacher)
     if last >= 1:
         teach_rows(run)
     students: dict[int, dict[str, Student]] = {}
     if last >= 2:
         students = {seed: train_pair(run, seed) for seed in recipe.seeds}
+        run.warn(_beside_control(run, students))
     exported: dict[str, Any] = {}
     if last >= 3:
         exported = export_best(run, students)
@@ -124,15 +124,7 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
 def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
     """The preflight alone: reads the rows, loads and scores the teacher, trains nothing; gives the warnings."""
     run = open_run(recipe, console or Console(stderr=False), fresh=False)
-    run.warn(checks.check_recipe(recipe, gates=cards.parse_gates, raising=True))
-    prepare_rows(run)
-    if recipe.teacher.train is not None:
-        run.say("teacher", "would be trained here from the labels ([teacher.train])")
-    elif any(member.is_remote for member in (recipe.teacher, *recipe.teacher.members)):
-        load_teachers(run)
-        run.say("teacher", "was asked nothing: a remote teacher is scored when the run begins")
-    else:
-        prepare_teacher(run)
+    preflight(run, look_at_teacher)
     run.say("ready", f"nothing stands in the way; {len(run.warnings)} warnings")
     return run.warnings
 
@@ -204,6 +196,106 @@ def inspect(store: str | Path, recipe: Recipe | None = None, *, rows: int = 10, 
         names = {row: given.name(int(place)) for row, place in zip(shown, at, strict=True) if place >= 0}
     soft_labels.show(found, console or Console(stderr=False), names)
     return found
+
+
+# --- the preflight --------------------------------------------------------------------------------------------------
+
+
+def preflight(run: Run, teacher: Callable[[Run], None]) -> None:
+    """Recipe, rows, student and teacher, each as far as what was found before it allows; all errors are told together.
+
+    A teacher that must be trained or paid for is left alone once there is an error.
+    """
+    problems = checks.check_recipe(run.recipe, gates=cards.parse_gates)
+    run.warn([problem for problem in problems if problem.level == "warning"])
+    errors = [problem for problem in problems if problem.level == "error"]
+    raised: list[InputError] = []
+    for prepare in (prepare_rows, prepare_student, teacher, compare_sizes):
+        if errors and ((run.loaded is None and prepare is not prepare_rows) or (prepare is teacher and _is_costly(run.recipe))):
+            break
+        try:
+            prepare(run)
+        except InputError as error:
+            raised.append(error)
+            errors += [problem for problem in _told(error) if problem not in errors]
+        except Exception:
+            if not errors:
+                raise
+            break  # it may well follow from the errors that were found
+    if len(raised) == len(errors) == 1:
+        raise raised[0]
+    checks.raise_errors(errors)
+
+
+def _told(error: InputError) -> Sequence[Problem]:
+    return error.problems if isinstance(error, PreflightError) else [Problem(error.code, str(error.args[0]))]
+
+
+def _is_costly(recipe: Recipe) -> bool:
+    said = recipe.teacher
+    return said.train is not None or any(member.is_remote for member in (said, *said.members))
+
+
+def look_at_teacher(run: Run) -> None:
+    """Load and score the teacher, unless it would have to be trained or paid for."""
+    if run.recipe.teacher.train is not None:
+        run.say("teacher", "would be trained here from the labels ([teacher.train])")
+    elif _is_costly(run.recipe):
+        load_teachers(run)
+        run.say("teacher", "was asked nothing: a remote teacher is scored when the run begins")
+    else:
+        prepare_teacher(run)
+
+
+def prepare_student(run: Run) -> None:
+    """Build the student and its objective once, to find what would keep it from learning before the teacher is asked."""
+    recipe, task, rows = run.recipe, run.task, run.rows.part("train")
+    assert run.loaded is not None
+    problems: list[Problem] = []
+    steps: list[Callable[[], Any]] = [
+        lambda: make.build_objective(recipe, task, rows.labels),
+        lambda: make.build_label_objective(recipe.train, task, rows.labels),
+        lambda: make.build_views(recipe.train, rows, run.loaded.encoding if run.loaded else None),
+        lambda: checks.raise_errors(_student_problems(run, rows)),
+    ]
+    if not make.is_estimator(recipe.student.model):
+        steps.append(lambda: device_named(recipe.train.device))
+    for step in steps:
+        try:
+            step()
+        except InputError as error:
+            problems += [problem for problem in _told(error) if problem not in problems]
+    checks.raise_errors(problems)
+
+
+def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> list[Problem]:
+    recipe = run.recipe
+    assert run.loaded is not None
+    some = rows.take(slice(0, 256))
+    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
+    model = recipe.student.model
+    student = make.build_student(model, recipe.student.options, run.loaded, encoded, some.labels, seed=recipe.seeds[0], name=model)
+    if student.module is None:
+        return []
+    problems = checks.check_student(
+        student,
+        run.task,
+        encoded[:32],
+        batch_size=recipe.train.batch_size,
+        rows=len(rows),
+        teacher_parameters=_parameters(teacher),
+        teachers=[] if teacher is None else modules(teacher),
+    )
+    if teacher is None and make.is_custom(model) and not any(problem.level == "error" for problem in problems):
+        # hours of training would be lost when the file cannot be written in the end
+        problems += artifact.check_exportable(student, encoded[:2])
+    return problems
+
+
+def compare_sizes(run: Run) -> None:
+    """The student beside the teacher: its size, and whether training it would change the teacher."""
+    if run.teacher is not None:
+        run.warn(checks.raise_errors(_student_problems(run, run.rows.part("train"), run.teacher)))
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -307,6 +399,30 @@ def prepare_rows(run: Run) -> None:
         run.overrides.append(f"data.overlap = {run.recipe.data.overlap!r}")
 
 
+def _same_data(run: Run) -> None:
+    """A finished run whose data says something else now is not finished; data that is no longer there is not missed."""
+    kept = run.folder / "split.npz"
+    try:
+        rows = make.load_rows(run.recipe, run.folder / "cache").rows
+    except InputError:
+        return
+    if kept.exists():
+        _same_rows(run, rows, kept)
+    lock = run.folder / "lock.json"
+    then = json.loads(lock.read_text(encoding="utf-8")).get("labels") if lock.exists() else None
+    if then is not None and then != _label_digest(rows):
+        raise RecipeError("labels changed since this run ended. Choose another --out, or --fresh to start its students over", code="U051")
+
+
+def _label_digest(rows: Rows) -> str | None:
+    """A hash of rows and their labels, whatever their order."""
+    if rows.labels is None:
+        return None
+    parts = [np.ascontiguousarray(part).reshape(len(rows), -1).view(np.uint8) for part in (rows.keys, rows.labels)]
+    joined = np.ascontiguousarray(np.hstack(parts))
+    return hashlib.blake2b(np.sort(joined.view(f"V{joined.shape[1]}").ravel()).tobytes(), digest_size=16).hexdigest()
+
+
 def _same_rows(run: Run, rows: Rows, kept: Path) -> None:
     before, _ = splitting.load_split(kept)
     now = {tuple(key) for key in rows.keys.tolist()}
@@ -317,6 +433,10 @@ def _same_rows(run: Run, rows: Rows, kept: Path) -> None:
             "Choose another --out, or --fresh to start its students over (only new rows are taught again)",
             code="U051",
         )
+    if not splitting.same(rows, kept):
+        # a split follows the labels: rows that trained a student must not judge it now
+        told = "the rows are the same as when this run began, but other ones are test rows now: labels or copies of rows changed"
+        raise RecipeError(f"{told}. Choose another --out, or --fresh to start its students over", code="U051")
 
 
 # --- teacher --------------------------------------------------------------------------------------------------------
@@ -334,15 +454,22 @@ def prepare_teacher(run: Run) -> None:
         if said.members:
             members = [_matched(run, each, validation) for each in loaded]
             teacher = make.build_ensemble(members, task, [member.name for member in said.members])
-    run.teacher = _matched(run, teacher, validation)
+    try:
+        run.teacher = _matched(run, teacher, validation)
+    except TeacherError as error:
+        # one that answers at random shows a wrong order of classes too: say first what is behind it
+        manners = check_teacher(teacher, _some(validation, 64))
+        raise (PreflightError([*manners, *_told(error)]) if manners else error) from None
     problems = check_teacher(run.teacher, _some(validation, 64))
     answers, validation = _scored(run, validation)
     figures = cards.quality(answers, validation.labels, task) if validation.labels is not None else {}
     score = figures.get(task.metric)
-    problems += checks.check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
+    found = checks.check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
+    problems = [problem for problem in problems if problem.code not in {other.code for other in found}] + found
     run.warn(checks.raise_errors(problems))
-    if said.accept_score or said.accept_mapping:
-        run.overrides += [f"teacher.{name} = true" for name in ("accept_score", "accept_mapping") if getattr(said, name)]
+    trusted = said.trust or any(member.trust for member in said.members)
+    given = {"trust": trusted, "accept_score": said.accept_score, "accept_mapping": said.accept_mapping}
+    run.overrides += [f"teacher.{name} = true" for name, there in given.items() if there]
     shown = " · ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no labels to score it on"
     run.teacher_score = score
     run.teacher_line = f"{run.teacher.name}: validation {shown}"
@@ -671,6 +798,13 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
     return student
 
 
+def _beside_control(run: Run, students: dict[int, dict[str, Student]]) -> list[Problem]:
+    metric, validate = run.task.metric, _validation(run)
+    scores = [validate(pair["control"]).get(metric) for pair in students.values() if "control" in pair]
+    known = [score for score in scores if score is not None]
+    return checks.check_gain(run.teacher_score, float(np.mean(known)) if known else None, metric)
+
+
 def _set(recipe: Recipe) -> set[str]:
     return recipe.objective.model_fields_set
 
@@ -853,6 +987,7 @@ def _write_lock(run: Run) -> None:
         {
             "rows": len(run.rows),
             "data": digest.hexdigest(),
+            "labels": _label_digest(run.rows),
             "split": split.hexdigest(),
             "seeds": run.recipe.seeds,
             "teacher": None if run.teacher is None else run.teacher.fingerprint(),

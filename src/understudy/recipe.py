@@ -185,12 +185,27 @@ class StudentSection(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="sizes: leaves, depth, rounds, hidden, width, ...")
 
 
+def _temperature(value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"temperature must be > 0 (got {value:g}). For hard labels use objective.target = 'hard'")
+    if not 0.05 <= value <= 100:
+        raise ValueError(f"temperature must lie between 0.05 and 100 (got {value:g}); published values are 1 to 20")
+    return value
+
+
 class TermSection(Section):
     """One term of the objective."""
 
     loss: str = Field(description="its place in understudy.losses (logits.soft_target) or module:function")
     weight: float = Field(1.0, ge=0)
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _positive(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(value.get("temperature"), int | float):
+            _temperature(value["temperature"])
+        return value
 
 
 class ObjectiveSection(Section):
@@ -204,11 +219,7 @@ class ObjectiveSection(Section):
     @field_validator("temperature")
     @classmethod
     def _positive(cls, value: float) -> float:
-        if not value > 0:
-            raise ValueError(f"temperature must be > 0 (got {value:g}). For hard labels use objective.target = 'hard'")
-        if not 0.05 <= value <= 100:
-            raise ValueError(f"temperature must lie between 0.05 and 100 (got {value:g}); published values are 1 to 20")
-        return value
+        return _temperature(value)
 
 
 class MeasureSection(Section):
@@ -323,15 +334,31 @@ def _sentence(error: Any) -> str:
         return f"{where}: unknown option; {did_you_mean(place[-1], _fields_at(place[:-1]))}"
     if error["type"] == "missing":
         return f"{where}: missing"
-    given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{where or 'recipe'}: {error['msg'].removeprefix('Value error, ')}{given}"
+    said = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) or "(got " in said else f" (got {error['input']!r})"
+    meaning = _meaning(place) if error["type"] in _OUTSIDE else ""
+    return f"{where or 'recipe'}: {said}{given}{meaning}"
+
+
+_OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+def _meaning(place: list[str]) -> str:
+    """What the option means, for a number that is out of its range."""
+    field = _section_at(place[:-1]).model_fields.get(place[-1])
+    return f"; it is the {field.description}" if field is not None and field.description else ""
 
 
 def _fields_at(place: list[str]) -> list[str]:
+    return list(_section_at(place).model_fields)
+
+
+def _section_at(place: list[str]) -> type[Section]:
     section: Any = Recipe
     for part in place:
         found = section.model_fields.get(part)
         inner = found.annotation if found else None
         candidates = [inner, *getattr(inner, "__args__", ())]
         section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), section)
-    return list(section.model_fields)
+    assert issubclass(section, Section)
+    return section

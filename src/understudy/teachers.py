@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import platform
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.answers import Output, as_tensor, looks_like, to_logits
-from understudy.errors import Problem, TeacherError, did_you_mean
+from understudy.errors import Problem, TeacherError, UnderstudyError, did_you_mean
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.tasks import Task
 
@@ -168,7 +170,9 @@ class TorchTeacher:
         with evaluating(self.module), torch.inference_mode():
             for start in range(0, max(len(inputs), 1), self._batch_size):
                 prepared = self._prepare(take(inputs, slice(start, start + self._batch_size)))
-                said.append(as_tensor(self.module(prepared.to(device))))
+                with failing(self.name):
+                    answered = self.module(prepared.to(device))
+                said.append(as_tensor(answered))
         return {name: value.clone() for name, value in self._answers.signal(torch.cat(said)).items()}
 
     def fingerprint(self) -> dict[str, str]:
@@ -186,6 +190,23 @@ class TorchTeacher:
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+@contextmanager
+def failing(name: str) -> Iterator[None]:
+    """An error of the teacher's own code as a sentence that names the line; errors of this package as they are."""
+    try:
+        yield
+    except UnderstudyError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
+        raise TeacherError(
+            f"{name} fails on these rows: {type(error).__name__}: {str(error).strip() or 'no message'} ({Path(place.filename).name} line "
+            f"{place.lineno}). A function gets the raw rows as they are read; a torch module that a factory builds needs teacher.weights",
+            code="U370",
+        ) from error
 
 
 @contextmanager
@@ -224,7 +245,12 @@ class CallableTeacher:
         self._source = source
 
     def signals(self, inputs: Any) -> Signals:
-        given = self._function(inputs)
+        with failing(self.name):
+            given = self._function(inputs)
+        if isinstance(given, nn.Module):
+            raise TeacherError(
+                f"{self.name} builds a torch module; say its teacher.weights ('factory' when it loads them itself)", code="U014"
+            )
         said = self._answers.signal(given)
         got = len(next(iter(said.values())))
         if got != len(inputs):
@@ -378,10 +404,10 @@ def check_teacher(teacher: Teacher, inputs: Any) -> list[Problem]:
 
     Finite, deterministic, independent of the batch, without gradient, and (torch) unchanged weights, buffers and mode.
     """
-    modules = _modules(teacher)
-    before = [(digest_module(module), [part.training for part in module.modules()]) for module in modules]
+    asked = modules(teacher)
+    before = [(digest_module(module), [part.training for part in module.modules()]) for module in asked]
     training_seen: list[str] = []
-    hooks = [part.register_forward_pre_hook(_watch(name, training_seen)) for module in modules for name, part in module.named_modules()]
+    hooks = [part.register_forward_pre_hook(_watch(name, training_seen)) for module in asked for name, part in module.named_modules()]
     try:
         problems = _check_answers(teacher, inputs)
     finally:
@@ -389,7 +415,7 @@ def check_teacher(teacher: Teacher, inputs: Any) -> list[Problem]:
             hook.remove()
     if training_seen:
         problems.append(Problem("U019", f"{teacher.name} runs in training mode ({training_seen[0] or 'the module'}); call its eval()"))
-    for module, (weights, modes) in zip(modules, before, strict=True):
+    for module, (weights, modes) in zip(asked, before, strict=True):
         if digest_module(module) != weights:
             problems.append(Problem("U019", f"asking {teacher.name} changes its own weights or buffers (BatchNorm in training mode?)"))
         if [part.training for part in module.modules()] != modes:
@@ -459,13 +485,14 @@ def _watch(name: str, seen: list[str]) -> Callable[[nn.Module, Any], None]:
     return hook
 
 
-def _modules(teacher: Any) -> list[nn.Module]:
+def modules(teacher: Any) -> list[nn.Module]:
+    """The torch modules behind this teacher."""
     if isinstance(teacher, TorchTeacher):
         return [teacher.module]
     if isinstance(teacher, Matched):
-        return _modules(teacher.teacher)
+        return modules(teacher.teacher)
     if isinstance(teacher, Ensemble):
-        return [module for member in teacher.members for module in _modules(member)]
+        return [module for member in teacher.members for module in modules(member)]
     return []
 
 

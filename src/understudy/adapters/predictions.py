@@ -106,9 +106,16 @@ def load(path: str | Path, *, rows: Rows, task: Task, classes: Sequence[str] | N
         values = values[_align(path, columns[0], columns[1], rows)]
     elif len(values) != len(rows):
         raise TeacherError(
-            f"{path}: {len(rows):,} rows, {len(values):,} predictions, and no column key, row or id says which is which", code="U016"
+            f"{path}: {len(rows):,} rows, {len(values):,} predictions, and no column key, row or id says which is which. Add `row` "
+            "(0, 1, ...) and one prediction for every row",
+            code="U016",
         )
     raw = torch.from_numpy(np.array(values, dtype=np.float32))
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        # all of the file, not only the rows that the preflight asks about
+        told = f"{path}: {len(bad):,} of {len(values):,} predictions are NaN or infinite (first: {rows.name(int(bad[0]))})"
+        raise TeacherError(f"{told}; predict these rows again, or take them out of the data", code="U006")
     classes = names if classes is None else classes
     if task.kind == "regression" and raw.shape[1] > 1:
         raise TeacherError(f"{path} has {raw.shape[1]} columns of numbers ({', '.join(names or ())}), a regression needs one", code="U010")
@@ -173,7 +180,7 @@ def _align(path: Path, name: str, given: np.ndarray[Any, Any], rows: Rows) -> np
         lost = int((found < 0).sum())
         raise TeacherError(
             f"{path}: {len(rows):,} rows, {len(rows) - lost:,} predictions found by {name!r}; "
-            f"the first without one is {rows.name(int(np.argmin(found)))}",
+            f"the first without one is {rows.name(int(np.argmin(found)))}. Predict these {lost:,} rows too, or take them out of the data",
             code="U016",
         )
     return np.asarray(found, dtype=np.int64)

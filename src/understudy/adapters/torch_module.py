@@ -53,6 +53,8 @@ def build(place: str, options: dict[str, Any]) -> nn.Module:
         module = factory(**options) if callable(factory) and not isinstance(factory, nn.Module) else factory
     except TypeError as error:
         raise TeacherError(f"{place} cannot be called with options {sorted(options)}: {error}", code="U030") from error
+    except Exception as error:
+        raise TeacherError(f"{place} fails with options {options}: {type(error).__name__}: {error}", code="U030") from error
     if not isinstance(module, nn.Module):
         raise TeacherError(f"{place} gives a {type(module).__name__}, not a torch module", code="U030")
     return module

@@ -247,7 +247,11 @@ def _decode_all(files: _Files, size: tuple[int, int] | None, grey: bool, cache: 
             filled += 1
     if len(broken) > _TOLERATED * len(files.names) or pixels is None:
         shown = "\n  ".join(f"{name}: {why}" for name, why in list(broken.items())[:12])
-        raise DataError(f"{len(broken)} of {len(files.names)} images of {where} cannot be read:\n  {shown}", code="U165")
+        raise DataError(
+            f"{len(broken)} of {len(files.names)} images of {where} cannot be read:\n  {shown}\n"
+            "Copy or save them again, or remove them (up to 1 % are left out with a warning)",
+            code="U165",
+        )
     if len(sizes) > 1:
         shown = ", ".join(f"{height} x {width} ({count})" for (height, width), count in sizes.most_common(4))
         raise DataError(

@@ -214,7 +214,7 @@ def _classes(kind: TaskKind, column: pd.Series[Any], declared: list[str] | None,
         raise DataError(f"{place(names, int(np.flatnonzero(np.isinf(column))[0]))} has an infinite label", code="U135")
     distinct = values.unique()
     whole = _is_numbers(values) and bool((distinct == np.rint(distinct)).all())
-    if _is_numbers(values) and not whole and len(distinct) > _MOST_CLASSES:
+    if _is_numbers(values) and not whole and (len(distinct) > _MOST_CLASSES or (len(values) >= 20 and len(distinct) > 0.5 * len(values))):
         raise DataError(f"task = {kind!r}, but the labels are {len(distinct)} different numbers. Say task = 'regression'", code="U133")
     labels = np.full(len(column), -1, dtype=np.int64)
     if declared is not None and whole and not any(name.lstrip("-").isdigit() for name in declared):
@@ -259,7 +259,8 @@ def _strangers(texts: pd.Series[Any], strange: list[str], declared: list[str], n
         rows = texts.index[texts == name]
         lines.append(f"{name!r}: {len(rows)} rows, first {place(names, int(rows[0]))}; {did_you_mean(name, declared)}")
     more = [f"and {len(strange) - 8} more"] if len(strange) > 8 else []
-    return "\n  ".join(["labels that are not among the declared classes:", *lines, *more])
+    lines = ["labels that are not among the declared classes:", *lines, *more, "Correct these labels, or data.classes"]
+    return "\n  ".join(lines)
 
 
 def _ordered(found: Sequence[str]) -> list[str]:

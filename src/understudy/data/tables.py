@@ -47,8 +47,11 @@ def read_table(
     words = {word.strip() for word in missing} | {""}
     frame = pd.DataFrame({name: _tidy(frame[name], words, texts_are_numbers) for name in frame.columns}, index=frame.index)
     _check_finite(frame, names)
+    lost = list(_lost_letters(frame, path.name, names))
     parts = take_apart(frame, path.name, names, label=label, ignore=[], split=split_column)
-    return Source("table", parts.inputs, parts.labels, names, split=parts.split, problems=tuple(_warnings(parts.inputs, path.name, names)))
+    return Source(
+        "table", parts.inputs, parts.labels, names, split=parts.split, problems=(*lost, *_warnings(parts.inputs, path.name, names))
+    )
 
 
 def _check_there(path: Path) -> None:
@@ -241,6 +244,17 @@ def _check_finite(frame: pd.DataFrame, names: Array) -> None:
     if lines:
         lines.append("Leave these cells empty if the number is missing, or write the largest sensible number")
         raise DataError("\n  ".join(lines), code="U109")
+
+
+def _lost_letters(frame: pd.DataFrame, where: str, names: Array) -> Iterable[Problem]:
+    for name in frame.columns:
+        if pd.api.types.is_string_dtype(frame[name].dtype):
+            bad = np.flatnonzero(frame[name].astype("str").str.contains("\ufffd", regex=False, na=False).to_numpy())
+            if len(bad):
+                told = f"column {name!r} of {where} holds letters that were lost when the text was read in a wrong encoding"
+                first = f"{place(names, bad[0])}: {str(frame[name].iloc[bad[0]])[:40]!r}, {len(bad)} such cells"
+                text = f"{told} ({first}); save it again as UTF-8"
+                yield Problem("U373", text, "warning")
 
 
 def _warnings(inputs: pd.DataFrame, where: str, names: Array) -> Iterable[Problem]:

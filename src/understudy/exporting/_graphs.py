@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,9 +167,23 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            yield
+            with _silent_output():
+                yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _silent_output() -> Iterator[None]:
+    """The older exporter prints whole graphs from C++ when it fails, past Python's own standard output."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # --- estimators -----------------------------------------------------------------------------------------------------

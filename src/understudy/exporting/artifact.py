@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from understudy.data.rows import Rows
-from understudy.errors import ExportError
+from understudy.errors import ExportError, Problem
 from understudy.exporting import _graphs
 from understudy.exporting._card import card
 from understudy.exporting._parity import parity
@@ -80,6 +80,17 @@ def export(
         shutil.rmtree(made, ignore_errors=True)
         raise
     return Artifact(to, exporter, figures, answers)
+
+
+def check_exportable(student: Student, sample: Any) -> list[Problem]:
+    """Whether an untrained student can be written as ONNX, tried on encoded rows; nothing is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _graphs.to_onnx(student, sample, Path(folder) / "model.onnx")
+        except ExportError as error:
+            told = f"student {student.name!r} could be trained but not exported: {error.args[0]}"
+            return [Problem(error.code, f"{told}\nWrite that layer with operations that ONNX has, or take a built-in student")]
+    return []
 
 
 def add_scorecard(folder: str | Path, scorecard: Mapping[str, Any]) -> None:
