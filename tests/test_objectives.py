@@ -291,8 +291,6 @@ def test_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (REGRESSION, "logits.soft_target", {}, "a regression student gives values; use 'regression.teacher_squared_error'"),
         (REGRESSION, "labels.cross_entropy", {}, "use 'regression.squared_error'"),
         (BINARY, "regression.squared_error", {}, "use 'labels.cross_entropy'"),
-        (BINARY, "logits.decoupled", {}, "with two classes"),
-        (BINARY, "logits.normalized", {}, "with two classes"),
         (MULTILABEL, "logits.decoupled", {}, "use 'logits.binary_soft_target'"),
         (MULTILABEL, "correlations.correlation", {}, "use 'logits.binary_soft_target'"),
         (MULTILABEL, "labels.virtual_teacher", {}, "use 'labels.binary_cross_entropy'"),
@@ -307,6 +305,12 @@ def test_a_wrong_term_is_refused_with_the_right_one(task: Task, place: str, opti
         Objective.from_terms([(place, 1.0, options)], task)
     assert said in str(caught.value)
     assert caught.value.code == "U032"
+
+
+@pytest.mark.parametrize("place", ["logits.decoupled", "logits.normalized"])
+def test_losses_among_the_other_classes_need_two_of_them(place: str) -> None:
+    with pytest.raises(RecipeError, match=r"with two classes there is .*use 'logits\.soft_target'"):
+        Objective.from_terms([(place, 1.0, {})], BINARY)
 
 
 FAMILIES = ("labels", "logits", "correlations", "regression")
@@ -358,7 +362,7 @@ def test_terms_of_teacher_and_labels_leave_out_rows_without_a_label(place: str) 
     total, _ = objective({"logits": student}, batch_for(MULTICLASS, labelled=known))
     whole = batch_for(MULTICLASS)
     assert whole.labels is not None
-    alone = replace(whole, labels=whole.labels[:3], teacher={"logits": whole.teacher["logits"][:3]})
+    alone = replace(whole, inputs=whole.inputs[:3], labels=whole.labels[:3], teacher={"logits": whole.teacher["logits"][:3]})
     torch.testing.assert_close(total, objective({"logits": student[:3]}, alone)[0])
 
 
