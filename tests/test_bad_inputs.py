@@ -78,6 +78,18 @@ class Unexportable(nn.Module):
         return said + torch.linalg.eigvals(said.T @ said + torch.eye(3)).real.sum() * 0.01
 
 
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.head = by_first_number()
+        with torch.no_grad():
+            self.head.weight[1, 2] = float("nan")
+
+    def forward(self, rows):
+        return self.head(torch.relu(self.body(rows)))
+
+
 SHARED = by_first_number()
 
 
@@ -282,6 +294,9 @@ REFUSED = [
     Bad(4, "some answers are NaN", teacher("nan.csv"),
         ("U006 nan.csv: 4 of 400 predictions are NaN or infinite (first: trees.csv line 7)", "predict these rows again"),
         teacher("chances.csv")),
+    Bad(4, "a layer of the teacher gives NaN", teacher(OWN + "Broken", "--weights", "factory", *PROVED),
+        ("U006 60 of 60 teacher rows are NaN or infinite (first: trees.csv line ",
+         f"U375 layer 'head' of {OWN}Broken is the first that gives NaN or infinite numbers; look at its weights"), GOOD),
     Bad(4, "all answers are the same", teacher(OWN + "constant", *PROVED),
         ("U007 the teacher gives the same answer for all 60 rows; are its weights and preprocessing right?",), teacher("chances.csv")),
     Bad(4, "the teacher's own code fails", teacher(OWN + "failing", *PROVED),

@@ -266,7 +266,8 @@ class Evidence:
 
 def evidence(answers: Tensor, labels: np.ndarray[Any, Any], task: Task) -> Evidence | None:
     """Whether these answers [rows, columns in the data's order] belong to these labels; None without a labelled row."""
-    rows = task.labelled(labels)
+    # rows answered by NaN or infinity say nothing of the order; check_answers names them
+    rows = task.labelled(labels) & answers.isfinite().all(dim=1).numpy()
     if not rows.any():
         return None
     scores = answers.detach().double().numpy()[rows]

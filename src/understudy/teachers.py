@@ -407,12 +407,18 @@ def check_teacher(teacher: Teacher, inputs: Any) -> list[Problem]:
     asked = modules(teacher)
     before = [(digest_module(module), [part.training for part in module.modules()]) for module in asked]
     training_seen: list[str] = []
-    hooks = [part.register_forward_pre_hook(_watch(name, training_seen)) for module in asked for name, part in module.named_modules()]
+    broken: list[str] = []
+    parts = [(name, part) for module in asked for name, part in module.named_modules()]
+    hooks = [part.register_forward_pre_hook(_watch(name, training_seen)) for name, part in parts]
+    hooks += [part.register_forward_hook(_watch_finite(name, broken)) for name, part in parts if not any(True for _ in part.children())]
     try:
         problems = _check_answers(teacher, inputs)
     finally:
         for hook in hooks:
             hook.remove()
+    if broken and any(problem.code == "U006" for problem in problems):
+        told = f"layer {broken[0] or 'the module'!r} of {teacher.name} is the first that gives NaN or infinite numbers"
+        problems.append(Problem("U375", f"{told}; look at its weights, and at missing cells if it is the first layer of all"))
     if training_seen:
         problems.append(Problem("U019", f"{teacher.name} runs in training mode ({training_seen[0] or 'the module'}); call its eval()"))
     for module, (weights, modes) in zip(asked, before, strict=True):
@@ -480,6 +486,14 @@ def comparable(name: str, value: Tensor) -> Tensor:
 def _watch(name: str, seen: list[str]) -> Callable[[nn.Module, Any], None]:
     def hook(module: nn.Module, given: Any) -> None:
         if module.training:
+            seen.append(name)
+
+    return hook
+
+
+def _watch_finite(name: str, seen: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, given: Any, said: Any) -> None:
+        if isinstance(said, Tensor) and said.is_floating_point() and not bool(said.isfinite().all()):
             seen.append(name)
 
     return hook
