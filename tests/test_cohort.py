@@ -94,20 +94,19 @@ def test_one_step_of_mutual_learning_by_hand(digits: tuple[Tensor, Tensor]) -> N
 
 
 def test_the_others_are_felt(digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members come near each other, and do not when each row is given what a peer says of its neighbour."""
+    """A member becomes sure with its peer, and stays unsure when each row is given what the peer says of its neighbour."""
     from understudy.training.cohort import _Cohort
 
     told = cohort(digits, options={"epochs": 6})
     heard = _Cohort.heard
     monkeypatch.setattr(_Cohort, "heard", lambda self, number, said, batch: heard(self, number, [s.roll(1, 0) for s in said], batch))
     misled = cohort(digits, options={"epochs": 6})
-    apart = []
-    for first, second in (told, misled):
-        one, other = (module(digits[0][1000:]).log_softmax(1) for module in (first, second))
-        apart.append(
-            float(functional.kl_div(one, other, log_target=True, reduction="batchmean")) / float(-(other.exp() * other).sum(1).mean())
-        )
-    assert apart[0] < 0.5 * apart[1]
+    unsure = []
+    for made in (told, misled):
+        with torch.no_grad():
+            said = made[0](digits[0][1000:]).log_softmax(1)
+        unsure.append(float(-(said.exp() * said).sum(1).mean()))
+    assert unsure[0] < 0.7 * unsure[1], unsure
 
 
 def test_rows_without_a_label_are_learned_from_the_others(digits: tuple[Tensor, Tensor]) -> None:
