@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from understudy import checks, make
-from understudy.answers import match_classes
+from understudy.answers import is_placeholder, known_columns, match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END, Views
@@ -70,6 +70,7 @@ class Run:
     held_out: TransferSet | None = None
     seen: Views | None = None
     views: int = 1
+    ensemble: Ensemble | None = None
     speaker: Teacher | None = None  # who teaches the student: the teacher, or the last of a chain
     middle: dict[str, list[Any]] = field(default_factory=dict)  # further models to measure, one per seed or one for all
 
@@ -466,8 +467,8 @@ def prepare_teacher(run: Run) -> None:
         loaded = load_teachers(run)
         teacher = loaded[0]
         if said.members:
-            members = [_matched(run, each, validation) for each in loaded]
-            teacher = make.build_ensemble(members, task, [member.name for member in said.members])
+            members = [_member(run, each, validation, number) for number, each in enumerate(loaded, 1)]
+            teacher = run.ensemble = make.build_ensemble(members, task, said.members, said.combine)
     try:
         run.teacher = _matched(run, teacher, validation)
     except TeacherError as error:
@@ -515,6 +516,25 @@ def _scored(run: Run, rows: Rows) -> tuple[np.ndarray[Any, Any], Rows]:
 def _there(answers: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Positions of the rows that the teacher has an answer to."""
     return np.flatnonzero(is_answered(torch.from_numpy(answers)).numpy())
+
+
+def _member(run: Run, teacher: Teacher, validation: Rows, number: int) -> Teacher:
+    """One of several teachers, which may know some of the classes only, by name."""
+    task, names = run.task, teacher.classes
+    if names is None or not task.classes:
+        return _matched(run, teacher, validation)
+    try:
+        order = known_columns(names, task)
+    except TeacherError as error:
+        if all(map(is_placeholder, names)):
+            return _matched(run, teacher, validation)
+        raise TeacherError(f"teacher.members {number} ({teacher.name}): {error.args[0]}", code=error.code) from None
+    # plain numbers are names only where each of them is one of the data's
+    if min(order) >= 0 or (all(map(is_placeholder, names)) and sum(column >= 0 for column in order) < len(names)):
+        return _matched(run, teacher, validation)
+    known = [name for name, column in zip(task.classes, order, strict=True) if column >= 0]
+    run.say("classes", f"member {number} knows {len(known)} of {len(task.classes)} classes: {', '.join(known[:12])}")
+    return Matched(teacher, order, task=task)
 
 
 def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
@@ -900,28 +920,45 @@ def _watching(run: Run, students: list[Student]) -> list[Validate]:
 
 
 def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask | None]:
-    """The teacher's signals of these rows in memory, or the way to ask for those of a batch.
+    """The speaker's signals of these rows in memory, or the way to ask for those of a batch.
 
     Trees take the plain row's answers; so do several views, whose answers are read batch by batch.
     """
-    task = run.task
+    task, trees = run.task, make.is_estimator(run.recipe.student.model)
+    reads = [name for name in objective.reads if name != LABELS]
+    weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
+    if run.speaker is not None and run.speaker is not run.teacher:
+        weighed = None  # an assistant has learned what its teachers say together
+    everything = torch.arange(len(rows))
     if run.taught is None:
         speaker = run.speaker or run.teacher
         assert speaker is not None
-        if make.is_estimator(run.recipe.student.model):
+        if trees:
             return speaker.signals(rows.inputs), None
-        return {}, make.live_answers(speaker, rows, run.seen)
-    reads = [name for name in objective.reads if name != LABELS]
+        ask = make.live_answers(speaker, rows, run.seen)
+        return {}, ask if weighed is None else make.weighed_answers(ask, weighed, _labels(run, len(rows)), make.temperature_of(objective))
     sparse = run.taught.sparse(task.signal)
-    temperature = make.temperature_of(objective) if sparse else None
-    if make.is_estimator(run.recipe.student.model):
-        positions, plain = run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)
-        return {task.signal: run.taught.gather(task.signal, positions, plain)}, None
-    ask = make.stored_answers(run.taught, rows.keys, reads, temperature=temperature)
-    if run.views > 1 or sparse:
+    temperature = make.temperature_of(objective) if sparse or weighed is not None else None
+    if weighed is not None:
+        reads = [*reads, *(f"teachers/{name}/{task.signal}" for name in weighed.names)]
+    ask = make.stored_answers(run.taught, rows.keys, reads or [task.signal], temperature=temperature if sparse else None)
+    if weighed is not None and temperature is not None:
+        ask = make.weighed_answers(ask, weighed, _labels(run, len(rows)), temperature)
+    if not trees and (run.views > 1 or sparse):
         return {}, ask
-    everything = torch.arange(len(rows))
-    return ask(everything, torch.zeros_like(everything), everything), None
+    if trees and weighed is None:
+        return {task.signal: run.taught.gather(task.signal, run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64))}, None
+    said = ask(everything, torch.zeros_like(everything), everything)
+    return {name: value for name, value in said.items() if not name.startswith("teachers/")}, None
+
+
+def _labels(run: Run, count: int) -> torch.Tensor:
+    """The class of each training row and of those made from them, -1 where there is none."""
+    labels = torch.full((count,), -1)
+    given = run.rows.part("train").labels
+    if given is not None:
+        labels[: len(given)] = torch.from_numpy(np.asarray(given))
+    return labels
 
 
 def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:

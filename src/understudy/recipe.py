@@ -102,6 +102,7 @@ class TeacherMember(Section):
     """One teacher."""
 
     name: str | None = Field(None, description="members: store its own answers too, as teachers/NAME/logits")
+    weight: float = Field(1.0, gt=0, description="members: how much it counts beside the others")
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
@@ -143,7 +144,12 @@ class TeacherSection(TeacherMember):
 
     train: TeacherTrainSection | None = None
     cohort: bool = Field(False, description="written by [cohort]: the mean of its members is measured in the teacher's place")
-    members: list[TeacherMember] = Field(default_factory=list, description="an ensemble: mean of probabilities")
+    members: list[TeacherMember] = Field(default_factory=list, description="an ensemble")
+    combine: Literal["probabilities", "logits", "entropy", "confidence"] = Field(
+        "probabilities",
+        description="members: the mean of their probabilities or logits; entropy: more weight to who is surer of a row; "
+        "confidence: to who is nearer to its label, where it has one",
+    )
     expect: float | None = Field(None, description="validation metric the teacher should reach; more than 0.05 below is refused")
     accept_mapping: bool = Field(False, description="take class order as given although nothing proves it")
     accept_score: bool = Field(False, description="go on although the teacher scores near chance")
