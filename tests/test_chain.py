@@ -16,7 +16,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from understudy import cli
-from understudy.errors import PreflightError, RecipeError
+from understudy.errors import InputError, PreflightError, RecipeError
 from understudy.pipeline import distill
 from understudy.recipe import OptimizerSection, load, parse, to_toml
 from understudy.training.chain import check_sizes
@@ -141,6 +141,15 @@ def test_a_cohort_from_recipe_to_scorecard(digits: Path, tmp_path: Path, method:
     assert "2,410 parameters, test accuracy" in note and "over 2 seeds" in note
     assert distill(parse(recipe), console=Console(file=io.StringIO()))["models"] == card["models"]
     assert distill(load(tmp_path / "run" / "recipe.toml"), console=Console(file=io.StringIO()))["models"] == card["models"]
+
+
+def test_a_teacher_made_by_hand_needs_no_other(digits: Path, tmp_path: Path) -> None:
+    terms = [{"loss": "labels.cross_entropy"}, {"loss": "labels.virtual_teacher", "weight": 0.1}]
+    card = distill(parse(said(digits, tmp_path / "run", generations={"count": 1}, objective={"terms": terms})))
+    assert card["models"]["student"]["quality"]["accuracy"]["mean"] > 0.6
+    assert card["models"]["student"]["quality"] != card["models"]["control"]["quality"]
+    with pytest.raises(InputError, match="U203 no objective term with weight reads the teacher"):
+        distill(parse(said(digits, tmp_path / "none", generations={"count": 1}, objective={"terms": terms[:1]})))
 
 
 def test_an_assistant_that_does_not_lie_between_is_said(digits: Path, tmp_path: Path) -> None:

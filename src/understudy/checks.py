@@ -28,6 +28,8 @@ from understudy.teachers import evaluating
 Array = np.ndarray[Any, Any]
 Overlap = Literal["refuse", "drop", "allow"]
 FEW_ROWS = 100
+VIRTUAL = "labels.virtual_teacher"
+"""A loss that reads labels alone and is no control: the teacher in it is made by hand."""
 LOOKED_AT = 2000
 """Images looked at, evenly spaced, because they may be a memory map."""
 
@@ -96,7 +98,7 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
     live = [term for term in said.terms if term.weight > 0]
     if said.terms and not live:
         yield Problem("U202", "all weights of objective.terms are 0: nothing would be learned; give one term weight = 1.0")
-    elif said.terms and all(term.loss.startswith("labels.") for term in live):
+    elif said.terms and all(term.loss.startswith("labels.") and term.loss != VIRTUAL for term in live):
         told = "no objective term with weight reads the teacher: student and control would be the same training"
         yield Problem("U203", f"{told}; add [[objective.terms]] with loss = 'logits.soft_target'")
     elif not said.terms and said.alpha == 0:

@@ -320,7 +320,7 @@ class Recipe(Section):
             return said
         if said.get("cohort") is not None:
             return {**said, "teacher": {"cohort": True}}
-        student = said.get("student")
+        student = said.get("student", {})
         if said.get("generations") is not None and isinstance(student, dict) and isinstance(said.get("train", {}), dict):
             same = {name: student[name] for name in ("model", "options") if name in student}
             # a seed that no student has: with a student's, it would be its control
