@@ -44,7 +44,7 @@ ROW = {
 DOORS = {"__init__", "__main__"}
 """The public names and `python -m understudy`: they may import anything; the command line alone asks for the version."""
 
-SHAPES = {"data.rows", "store.encodings", "students.student", "students.preprocessing"}
+SHAPES = {"data.rows", "store.encodings", "students.student", "students.preprocessing", "training.gradient"}
 """Modules that the siblings of a family may share although their names have no underscore."""
 
 CORE = {

@@ -18,8 +18,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from understudy.errors import Problem, TeacherError, did_you_mean
+from understudy.losses import ensembles
 from understudy.tasks import Task
 
+Combine = Literal["probabilities", "logits", "entropy", "confidence"]
+UNKNOWN = -1e4
+"""The logit of a class that a teacher does not know: no probability, and a number that can be stored."""
 Output = Literal["auto", "logits", "probabilities", "values"]
 FLOOR = 1e-7
 _PLACEHOLDER = re.compile(r"(label|class|target|output)?[ _-]?\d+(\.0)?")
@@ -217,6 +221,59 @@ def match_classes(
     )
 
 
+def known_columns(teacher_classes: Sequence[str], task: Task) -> tuple[int, ...]:
+    """The teacher's column for each class of the data, -1 for those it does not know; TeacherError U358 when it knows none."""
+    plain = [_plain(name) for name in teacher_classes]
+    order = tuple(plain.index(_plain(name)) if _plain(name) in plain else -1 for name in task.classes)
+    if all(column < 0 for column in order):
+        raise TeacherError(
+            f"it knows none of the data's classes: its own are {_listed(teacher_classes)}, the data's {_listed(task.classes)}; "
+            "name its columns with the data's words in the classes of this member",
+            code="U358",
+        )
+    return order
+
+
+def combined(
+    said: Tensor,
+    task: Task,
+    *,
+    combine: Combine = "probabilities",
+    weights: Tensor | None = None,
+    knows: Tensor | None = None,
+    labels: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """One answer [rows, classes] from several teachers' `said` [teachers, rows, classes], given back as logits.
+
+    `weights` [teachers] count beside what `combine` finds per row: nothing, less entropy, or with `labels` (-1 where there is
+    none) being nearer to the label. `knows` bool [teachers, classes]: a class is decided by the teachers that know it, their
+    weights scaled to 1, and the row is scaled to 1 at the end. The mean of probabilities is that at the temperature.
+    """
+    shares = torch.ones(len(said), 1) if weights is None else weights[:, None]
+    if combine == "entropy":
+        shares = shares * ensembles.entropy_weights(said)
+    elif combine == "confidence" and labels is not None:
+        shares = shares * ensembles.confidence_weights(said, labels)
+    # no weight is nothing at all: where one teacher alone knows a class, it speaks
+    shares = shares.to(said.device, torch.float64).clamp_min(1e-12)
+    heard = shares[..., None] if knows is None else shares[..., None] * knows.to(said.device)[:, None]
+    heard = heard / heard.sum(0)
+    if task.kind == "regression" or (task.kind == "multilabel" and combine == "logits"):
+        return (said.double() * heard).sum(0).float()
+    if task.kind == "multilabel":
+        return (said.double().sigmoid() * heard).sum(0).clamp(FLOOR, 1 - FLOOR).logit().float()
+    if knows is None:
+        spoken, softened = said.double() / temperature, temperature
+    else:  # one who knows some classes only has said log-probabilities, among all that it knows
+        full = knows.all(1).to(said.device)[:, None, None]
+        spoken, softened = torch.where(full, said.double().log_softmax(-1), said.double()), 1.0
+    if combine == "logits":
+        return (spoken * softened * heard).sum(0).float()
+    spoken = spoken.log_softmax(-1) if knows is None else spoken
+    return ((spoken + heard.log()).logsumexp(0).log_softmax(-1) * softened).float()
+
+
 def _by_name(teacher: Sequence[str], data: Sequence[str]) -> tuple[int, ...] | None:
     for form in (str, _plain):
         names = [form(name) for name in teacher]
@@ -231,8 +288,13 @@ def _plain(name: str) -> str:
     return folded[:-2] if re.fullmatch(r"-?\d+\.0", folded) else folded
 
 
+def is_placeholder(name: str) -> bool:
+    """Whether a class name is only a number, which says nothing of the data's classes."""
+    return _PLACEHOLDER.fullmatch(_plain(name)) is not None
+
+
 def _placeholders(names: Sequence[str]) -> bool:
-    return all(_PLACEHOLDER.fullmatch(_plain(name)) for name in names)
+    return all(map(is_placeholder, names))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,6 +28,8 @@ from understudy.teachers import evaluating
 Array = np.ndarray[Any, Any]
 Overlap = Literal["refuse", "drop", "allow"]
 FEW_ROWS = 100
+VIRTUAL = "labels.virtual_teacher"
+"""A loss that reads labels alone and is no control: the teacher in it is made by hand."""
 LOOKED_AT = 2000
 """Images looked at, evenly spaced, because they may be a memory map."""
 
@@ -45,7 +47,9 @@ def raise_errors(problems: Sequence[Problem]) -> list[Problem]:
 
 def check_recipe(recipe: Recipe, *, gates: Callable[[list[str]], object] | None = None, raising: bool = False) -> list[Problem]:
     """What a recipe says that cannot mean anything; `gates` parses measure.require and raises InputError."""
-    problems = [*_check_training(recipe), *_check_objective(recipe), *_check_views(recipe), *_check_seeds(recipe)]
+    problems = [*_check_training(recipe), *_check_seeds(recipe), *_check_school(recipe)]
+    if recipe.cohort is None:
+        problems += [*_check_objective(recipe), *_check_views(recipe)]
     unwritable = _unwritable(Path(recipe.out))
     if unwritable:
         problems.append(Problem("U207", unwritable))
@@ -94,7 +98,7 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
     live = [term for term in said.terms if term.weight > 0]
     if said.terms and not live:
         yield Problem("U202", "all weights of objective.terms are 0: nothing would be learned; give one term weight = 1.0")
-    elif said.terms and all(term.loss.startswith("labels.") for term in live):
+    elif said.terms and all(term.loss.startswith("labels.") and term.loss != VIRTUAL for term in live):
         told = "no objective term with weight reads the teacher: student and control would be the same training"
         yield Problem("U203", f"{told}; add [[objective.terms]] with loss = 'logits.soft_target'")
     elif not said.terms and said.alpha == 0:
@@ -118,6 +122,35 @@ def _check_views(recipe: Recipe) -> Iterator[Problem]:
     if said == "all" and endless:
         told = f"teaching.views = 'all' counts through every view, and those of augment.{endless[0]} cannot be counted"
         yield Problem("U320", f"{told}; set teaching.views = 20, or 'live'")
+
+
+def _check_school(recipe: Recipe) -> Iterator[Problem]:
+    """Cohorts, chains and generations that cannot be."""
+    said = recipe.cohort
+    networks = [("chain.model", link.model) for link in recipe.chain]
+    if said is not None:
+        networks += [("student.model", recipe.student.model), *(("cohort.members.model", each.model) for each in said.members)]
+        if said.count < 2:
+            told = f"a cohort of {said.count} has nobody to learn from; give two members or more"
+            yield Problem("U350", f"{told}: cohort.size = 2, or one [[cohort.members]] per network beside the student")
+        if recipe.objective.terms or _objective_said(recipe):
+            told = "[objective] says what is learned from a teacher, and a cohort has none"
+            yield Problem("U356", f"{told}; set cohort.weight and cohort.temperature, and leave [objective] out")
+        if recipe.rows.synthetic:
+            yield Problem("U356", "rows.synthetic makes rows that a teacher labels, and a cohort has none; set rows.synthetic = 0")
+    if recipe.generations is not None and recipe.generations.count > 1:
+        networks.append(("student.model", recipe.student.model))
+    for place, model in networks:
+        if model in ("tree", "boosted", "forest") or model.startswith("sklearn:"):
+            yield Problem(
+                "U355", f"{place} = {model!r} is no network, and only networks learn in a cohort, a chain or generations; use mlp"
+            )
+
+
+def _objective_said(recipe: Recipe) -> bool:
+    """Whether the objective differs from the one that is there when nothing is said."""
+    plain = type(recipe.objective)()
+    return (recipe.objective.alpha, recipe.objective.temperature) != (plain.alpha, plain.temperature)
 
 
 def _check_seeds(recipe: Recipe) -> Iterator[Problem]:

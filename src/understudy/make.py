@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from understudy.answers import Combine
 from understudy.data import arrays, callables, encoding, images, keys, labelling, splitting, synthetic, tables, views
 from understudy.data._source import Source
 from understudy.data.rows import Rows
@@ -261,12 +262,25 @@ def stored_sets(teacher: Teacher | None) -> dict[str, TransferSet] | None:
     return teacher.sets if isinstance(teacher, StoredTeacher) else None
 
 
-def build_ensemble(members: list[Teacher], task: Task, names: Sequence[str | None] = ()) -> Teacher:
-    """Several teachers as one; when all have a name, each one's own answers are kept beside the mean."""
-    given = [name for name in names if name is not None]
+def build_ensemble(members: list[Teacher], task: Task, said: Sequence[TeacherMember], combine: Combine = "probabilities") -> Ensemble:
+    """Several teachers as one; when all have a name, or their answers are weighed by the labels, each one's own are kept too."""
+    given = [member.name for member in said if member.name is not None]
     if given and len(given) < len(members):
         raise RecipeError(f"name all {len(members)} teacher.members, or none: {', '.join(given)} have one", code="U323")
-    return Ensemble(members, task=task, names=given)
+    names = given or ([str(number) for number in range(1, len(members) + 1)] if combine == "confidence" else [])
+    return Ensemble(members, task=task, names=names, weights=[member.weight for member in said], combine=combine)
+
+
+def weighed_answers(ask: Ask, ensemble: Ensemble, labels: torch.Tensor, temperature: float) -> Ask:
+    """Answers of an ensemble that is weighed by the labels of its rows, from what each member says of them."""
+    signal = ensemble.task.signal
+
+    def weighed(rows: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
+        said = ask(rows, view, inputs)
+        own = torch.stack([said[f"teachers/{name}/{signal}"] for name in ensemble.names])
+        return {**said, signal: ensemble.together(own, labels[rows], temperature=temperature)}
+
+    return weighed
 
 
 def build_encoding(recipe: Recipe, temperature: float) -> Encoding | Literal["auto"]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from understudy import checks, make
-from understudy.answers import match_classes
+from understudy.answers import is_placeholder, known_columns, match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END, Views
@@ -39,9 +39,11 @@ from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.teachers import Matched, Refittable, Teacher, check_missing, check_teacher, max_missing, modules, remotes
+from understudy.teachers import Ensemble, Matched, Refittable, Teacher, check_missing, check_teacher, max_missing, modules, remotes
 from understudy.teaching import compare_answers, out_of_fold, reask, teach
-from understudy.training.gradient import Ask, TrainingSet, device_named, train
+from understudy.training.chain import Link, check_sizes, train_chain
+from understudy.training.cohort import cohort_objective, train_cohort
+from understudy.training.gradient import Ask, Trained, TrainingSet, Validate, device_named, train
 from understudy.training.trees import fit_estimator
 
 Stage = Literal["check", "teach", "train", "export", "measure"]
@@ -68,6 +70,9 @@ class Run:
     held_out: TransferSet | None = None
     seen: Views | None = None
     views: int = 1
+    ensemble: Ensemble | None = None
+    speaker: Teacher | None = None  # who teaches the student: the teacher, or the last of a chain
+    middle: dict[str, list[Any]] = field(default_factory=dict)  # further models to measure, one per seed or one for all
 
     @property
     def rows(self) -> Rows:
@@ -104,12 +109,16 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
         run.say("finished", f"{run.folder} was complete; --fresh would start its students over")
         return _close(run, json.loads(finished.read_text(encoding="utf-8")))
     preflight(run, prepare_teacher)
-    if last >= 1:
+    if last >= 1 and recipe.cohort is None:
         teach_rows(run)
     students: dict[int, dict[str, Student]] = {}
-    if last >= 2:
+    if last >= 2 and recipe.cohort is not None:
+        students = learn_together(run)
+    elif last >= 2:
+        train_links(run)
         students = {seed: train_pair(run, seed) for seed in recipe.seeds}
-        run.warn(_beside_control(run, students))
+        if recipe.generations is None:
+            run.warn(_beside_control(run, students))
     exported: dict[str, Any] = {}
     if last >= 3:
         exported = export_best(run, students)
@@ -238,7 +247,9 @@ def _is_costly(recipe: Recipe) -> bool:
 
 def look_at_teacher(run: Run) -> None:
     """Load and score the teacher, unless it would have to be trained or paid for."""
-    if run.recipe.teacher.train is not None:
+    if run.recipe.cohort is not None:
+        run.say("cohort", f"{run.recipe.cohort.count} networks would teach each other ([cohort])")
+    elif run.recipe.teacher.train is not None:
         run.say("teacher", "would be trained here from the labels ([teacher.train])")
     elif _is_costly(run.recipe):
         load_teachers(run)
@@ -294,7 +305,7 @@ def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> l
 
 def compare_sizes(run: Run) -> None:
     """The student beside the teacher: its size, and whether training it would change the teacher."""
-    if run.teacher is not None:
+    if run.teacher is not None and run.recipe.generations is None:  # generations are of one size on purpose
         run.warn(checks.raise_errors(_student_problems(run, run.rows.part("train"), run.teacher)))
 
 
@@ -343,12 +354,14 @@ def _flat(said: dict[str, Any], place: str = "") -> dict[str, Any]:
 
 def _made_something(folder: Path) -> bool:
     """Whether a run got beyond its checks; until then its recipe may be mended in place."""
-    return any(entry.name.startswith("seed-") or entry.name in ("teacher", "transfer", "artifact") for entry in folder.iterdir())
+    return any(
+        entry.name.startswith("seed-") or entry.name in ("teacher", "chain", "cohort", "transfer", "artifact") for entry in folder.iterdir()
+    )
 
 
 def _clear(folder: Path) -> None:
     for entry in folder.iterdir():
-        if entry.name.startswith("seed-") or entry.name in ("artifact", "teacher"):
+        if entry.name.startswith("seed-") or entry.name in ("artifact", "teacher", "chain", "cohort"):
             shutil.rmtree(entry)
         elif entry.name in ("scorecard.json", "lock.json", "split.npz"):
             entry.unlink()
@@ -445,6 +458,8 @@ def _same_rows(run: Run, rows: Rows, kept: Path) -> None:
 def prepare_teacher(run: Run) -> None:
     """Load or train the teacher, match its classes by name, score it on the validation rows, test its manners."""
     said, task = run.recipe.teacher, run.task
+    if said.cohort:
+        return  # nobody comes before a cohort: learn_together makes one
     validation = run.rows.part("validation")
     if said.train is not None:
         teacher = train_teacher(run)
@@ -452,8 +467,8 @@ def prepare_teacher(run: Run) -> None:
         loaded = load_teachers(run)
         teacher = loaded[0]
         if said.members:
-            members = [_matched(run, each, validation) for each in loaded]
-            teacher = make.build_ensemble(members, task, [member.name for member in said.members])
+            members = [_member(run, each, validation, number) for number, each in enumerate(loaded, 1)]
+            teacher = run.ensemble = make.build_ensemble(members, task, said.members, said.combine)
     try:
         run.teacher = _matched(run, teacher, validation)
     except TeacherError as error:
@@ -501,6 +516,25 @@ def _scored(run: Run, rows: Rows) -> tuple[np.ndarray[Any, Any], Rows]:
 def _there(answers: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Positions of the rows that the teacher has an answer to."""
     return np.flatnonzero(is_answered(torch.from_numpy(answers)).numpy())
+
+
+def _member(run: Run, teacher: Teacher, validation: Rows, number: int) -> Teacher:
+    """One of several teachers, which may know some of the classes only, by name."""
+    task, names = run.task, teacher.classes
+    if names is None or not task.classes:
+        return _matched(run, teacher, validation)
+    try:
+        order = known_columns(names, task)
+    except TeacherError as error:
+        if all(map(is_placeholder, names)):
+            return _matched(run, teacher, validation)
+        raise TeacherError(f"teacher.members {number} ({teacher.name}): {error.args[0]}", code=error.code) from None
+    # plain numbers are names only where each of them is one of the data's
+    if min(order) >= 0 or (all(map(is_placeholder, names)) and sum(column >= 0 for column in order) < len(names)):
+        return _matched(run, teacher, validation)
+    known = [name for name, column in zip(task.classes, order, strict=True) if column >= 0]
+    run.say("classes", f"member {number} knows {len(known)} of {len(task.classes)} classes: {', '.join(known[:12])}")
+    return Matched(teacher, order, task=task)
 
 
 def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
@@ -718,61 +752,222 @@ def _bytes(folder: Path) -> str:
 def train_pair(run: Run, seed: int) -> dict[str, Student]:
     """The student and its control: same initialisation, row order, views and steps; only the teacher differs."""
     recipe, task = run.recipe, run.task
+    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+    full = _lesson(run, objective)
+    student = _one(run, "student", full, objective, recipe.train, seed, run.folder / f"seed-{seed}" / "student", full.inputs)
+    return {"student": student, **_control(run, seed, full)}
+
+
+def _lesson(run: Run, objective: Objective) -> TrainingSet:
+    """The training rows with what the speaker says of them."""
     assert run.loaded is not None
     rows = run.rows.part("train")
     said = rows if run.extra is None else _joined(rows, run.extra)
-    objective = make.build_objective(recipe, task, rows.labels)
     teacher, ask = _evidence(run, said, objective)
-    full = make.training_set(run.loaded, rows, run.extra, teacher, views=run.views, augment=run.seen, ask=ask)
-    pair: dict[str, Student] = {}
-    folder = run.folder / f"seed-{seed}"
-    pair["student"] = _one(run, "student", full, objective, recipe.train, seed, folder / "student", full.inputs)
+    return make.training_set(run.loaded, rows, run.extra, teacher, views=run.views, augment=run.seen, ask=ask)
+
+
+def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
+    """The same student on the labels alone, with as many steps; nothing where there is no label."""
+    recipe, task, rows = run.recipe, run.task, run.rows.part("train")
+    assert run.loaded is not None
     if not recipe.control:
-        return pair
+        return {}
     if rows.labels is None or not task.labelled(rows.labels).any():
         run.warn([Problem("U066", "no training row has a label, so no control can be trained: gain unknown", "warning")])
-        return pair
+        return {}
     alone = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen, only_labelled=True)
     options = make.with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
     labels_only = make.build_label_objective(recipe.train, task, rows.labels)
-    pair["control"] = _one(run, "control", alone, labels_only, options, seed, folder / "control", full.inputs[: len(rows)])
-    return pair
+    folder = run.folder / f"seed-{seed}" / "control"
+    return {"control": _one(run, "control", alone, labels_only, options, seed, folder, full.inputs[: len(rows)])}
+
+
+def _untrained(run: Run, model: str, options: dict[str, Any], encoded: torch.Tensor, seed: int) -> Student:
+    assert run.loaded is not None
+    real = encoded[: int(np.count_nonzero(run.rows.split == "train"))]
+    return make.build_student(model, options, run.loaded, real, run.rows.part("train").labels, seed=seed, name=model)
+
+
+def train_links(run: Run) -> None:
+    """Assistants and earlier generations, each on a transfer set of what the one before it says."""
+    recipe, task = run.recipe, run.task
+    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+    links = _links(run)
+    if not links:
+        return
+    assert run.teacher is not None
+    student = _untrained(run, recipe.student.model, recipe.student.options, _encoded(run), 0)
+    assistants = [(link.title, link.student.parameters()) for link in links[: len(recipe.chain)]]
+    if assistants:
+        run.warn(check_sizes([("the teacher", _parameters(run.teacher)), *assistants, ("the student", student.parameters())]))
+
+    def lesson(speaker: Teacher, folder: Path) -> TrainingSet:
+        _hear(run, speaker, folder)
+        return _lesson(run, objective)
+
+    def done(link: Link, trained: Trained) -> None:
+        run.middle[link.title] = [link.student]
+        run.say("link", f"{link.title}: {_count(link.student)}, {trained.epochs} epochs{_validated(run, link.student)}")
+
+    validate = _validation(run)
+    metric = task.metric if run.rows.labels is not None else "agreement"
+    last = train_chain(
+        run.teacher, links, objective, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done
+    )
+    _hear(run, last, run.folder / "chain" / "last")
+
+
+def _links(run: Run) -> list[Link]:
+    """The networks between teacher and student as the recipe has them, untrained."""
+    recipe, encoded, links = run.recipe, _encoded(run), []
+    for number, said in enumerate(recipe.chain, 1):
+        student = _untrained(run, said.model, said.options, encoded, said.seed)
+        links.append(Link(f"assistant {number}", f"assistant-{number}", student, said.train or recipe.train, said.seed))
+    for number in range(1, recipe.generations.count if recipe.generations is not None else 1):
+        # far from the seeds of students: generations differ in how they begin as well
+        seed = 1000 + number
+        student = _untrained(run, recipe.student.model, recipe.student.options, encoded, seed)
+        links.append(Link(f"generation {number}", f"generation-{number}", student, recipe.train, seed))
+    return links
+
+
+def _encoded(run: Run) -> torch.Tensor:
+    assert run.loaded is not None
+    rows = run.rows.part("train")
+    return make.encode(rows.inputs, rows.kind, run.loaded.encoding)
+
+
+def _hear(run: Run, speaker: Teacher, folder: Path) -> None:
+    """From here on this one speaks of the training rows; what it says is kept in the folder unless it answers in the loop."""
+    run.speaker = speaker
+    if speaker is run.teacher or run.recipe.teaching.views == "live":
+        return
+    said, rows = run.recipe.teaching, run.rows.part("train")
+    asked = rows if run.extra is None else _joined(rows, run.extra)
+    spec = None if run.seen is None else run.seen.spec
+    run.taught = teach(
+        speaker,
+        asked,
+        folder,
+        task=run.task,
+        batch_size=said.batch_size,
+        dtype=said.dtype,
+        shard_rows=said.shard_rows,
+        views=run.views,
+        augment=run.seen,
+        view_spec=spec,
+    )
+
+
+def learn_together(run: Run) -> dict[int, dict[str, Student]]:
+    """The cohort of every seed, its first member being the student, and the controls; then what the first cohort says together."""
+    recipe, task, rows = run.recipe, run.task, run.rows.part("train")
+    said = recipe.cohort
+    assert said is not None and run.loaded is not None
+    if said.method == "collaborative" and not task.single_label:
+        raise RecipeError(
+            f"cohort.method = 'collaborative' is for classes that exclude each other, the task is {task.kind}: use 'mutual'", code="U352"
+        )
+    run.seen = make.build_views(recipe.train, rows, run.loaded.encoding)
+    run.views = 1 if run.seen is None else WITHOUT_END
+    full = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen)
+    models = [(recipe.student.model, recipe.student.options)]
+    models += [(each.model, each.options) for each in said.members] or models * (said.count - 1)
+    objective = cohort_objective(task, said.method, temperature=said.temperature, weight=said.weight)
+    made, cohorts = {}, []
+    for seed in recipe.seeds:
+        students = [_untrained(run, model, options, full.inputs, seed + 1000 * number) for number, (model, options) in enumerate(models)]
+        run.warn(checks.raise_errors([each for student in students for each in _fit_to_learn(run, student, full)]))
+        done = train_cohort(
+            [student.module for student in students if student.module is not None],
+            objective,
+            full,
+            task=task,
+            options=recipe.train,
+            seed=seed,
+            method=said.method,
+            target=said.target,
+            own_views=said.own_views,
+            to=run.folder / f"seed-{seed}" / "cohort",
+            validate=_watching(run, students),
+            metric=task.metric,
+            name=f"cohort {seed}, member",
+        )
+        for number, student in enumerate(students, 1):
+            who = "the student" if number == 1 else f"member {number}"
+            run.say("cohort", f"seed {seed}: {who}, {_count(student)}, {done[0].epochs} epochs{_validated(run, student)}")
+        made[seed] = {"student": students[0], **_control(run, seed, full)}
+        cohorts.append(students)
+    for number in range(2, len(models) + 1):
+        run.middle[f"member {number}"] = [students[number - 1] for students in cohorts]
+    run.teacher = Ensemble(cohorts[0], task=task)
+    run.teacher.name = f"the mean of the cohort of seed {recipe.seeds[0]}"
+    run.teacher_line = f"none came before: measured in its place is {run.teacher.name}"
+    run.say("teacher", run.teacher_line)
+    rest = run.rows.take(np.flatnonzero(run.rows.split != "train"))
+    run.held_out = teach(run.teacher, rest, run.folder / "cohort" / "held_out", task=task)
+    return made
+
+
+def _fit_to_learn(run: Run, student: Student, data: TrainingSet) -> list[Problem]:
+    return checks.check_student(student, run.task, data.inputs[:32], batch_size=run.recipe.train.batch_size, rows=len(data))
+
+
+def _watching(run: Run, students: list[Student]) -> list[Validate]:
+    validate = _validation(run)
+    return [lambda module, student=student: validate(student) for student in students]  # type: ignore[misc]
 
 
 def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask | None]:
-    """The teacher's signals of these rows in memory, or the way to ask for those of a batch.
+    """The speaker's signals of these rows in memory, or the way to ask for those of a batch.
 
     Trees take the plain row's answers; so do several views, whose answers are read batch by batch.
     """
-    task = run.task
-    if run.taught is None:
-        assert run.teacher is not None
-        if make.is_estimator(run.recipe.student.model):
-            return run.teacher.signals(rows.inputs), None
-        return {}, make.live_answers(run.teacher, rows, run.seen)
+    task, trees = run.task, make.is_estimator(run.recipe.student.model)
     reads = [name for name in objective.reads if name != LABELS]
-    sparse = run.taught.sparse(task.signal)
-    temperature = make.temperature_of(objective) if sparse else None
-    if make.is_estimator(run.recipe.student.model):
-        positions, plain = run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64)
-        return {task.signal: run.taught.gather(task.signal, positions, plain)}, None
-    ask = make.stored_answers(run.taught, rows.keys, reads, temperature=temperature)
-    if run.views > 1 or sparse:
-        return {}, ask
+    weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
+    if run.speaker is not None and run.speaker is not run.teacher:
+        weighed = None  # an assistant has learned what its teachers say together
     everything = torch.arange(len(rows))
-    return ask(everything, torch.zeros_like(everything), everything), None
+    if run.taught is None:
+        speaker = run.speaker or run.teacher
+        assert speaker is not None
+        if trees:
+            return speaker.signals(rows.inputs), None
+        ask = make.live_answers(speaker, rows, run.seen)
+        return {}, ask if weighed is None else make.weighed_answers(ask, weighed, _labels(run, len(rows)), make.temperature_of(objective))
+    sparse = run.taught.sparse(task.signal)
+    temperature = make.temperature_of(objective) if sparse or weighed is not None else None
+    if weighed is not None:
+        reads = [*reads, *(f"teachers/{name}/{task.signal}" for name in weighed.names)]
+    ask = make.stored_answers(run.taught, rows.keys, reads or [task.signal], temperature=temperature if sparse else None)
+    if weighed is not None and temperature is not None:
+        ask = make.weighed_answers(ask, weighed, _labels(run, len(rows)), temperature)
+    if not trees and (run.views > 1 or sparse):
+        return {}, ask
+    if trees and weighed is None:
+        return {task.signal: run.taught.gather(task.signal, run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64))}, None
+    said = ask(everything, torch.zeros_like(everything), everything)
+    return {name: value for name, value in said.items() if not name.startswith("teachers/")}, None
+
+
+def _labels(run: Run, count: int) -> torch.Tensor:
+    """The class of each training row and of those made from them, -1 where there is none."""
+    labels = torch.full((count,), -1)
+    given = run.rows.part("train").labels
+    if given is not None:
+        labels[: len(given)] = torch.from_numpy(np.asarray(given))
+    return labels
 
 
 def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:
     recipe = run.recipe
     assert run.loaded is not None
-    real = fitted_on[: int(np.count_nonzero(run.rows.split == "train"))]
-    student = make.build_student(
-        recipe.student.model, recipe.student.options, run.loaded, real, run.rows.part("train").labels, seed=seed, name=recipe.student.model
-    )
+    student = _untrained(run, recipe.student.model, recipe.student.options, fitted_on, seed)
     if not make.is_estimator(recipe.student.model):
         problems = checks.check_student(
-            student, run.task, real[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_parameters(run.teacher)
+            student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
         )
         run.warn(checks.raise_errors(problems))
         _fit(run, student, objective, data, options, seed, folder, f"{name} {seed}")
@@ -803,6 +998,11 @@ def _beside_control(run: Run, students: dict[int, dict[str, Student]]) -> list[P
     scores = [validate(pair["control"]).get(metric) for pair in students.values() if "control" in pair]
     known = [score for score in scores if score is not None]
     return checks.check_gain(run.teacher_score, float(np.mean(known)) if known else None, metric)
+
+
+def _larger(run: Run) -> int | None:
+    """The size that the student should stay below; None where it is meant to be the same."""
+    return None if run.recipe.generations is not None else _parameters(run.teacher)
 
 
 def _set(recipe: Recipe) -> set[str]:
@@ -917,6 +1117,7 @@ def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dic
         names=[test.name(i) for i in range(len(test))],
         resamples=recipe.measure.resamples,
         margin=recipe.measure.margin,
+        notes=_middle(run, students, test),
         warnings=run.warnings,
         overrides=run.overrides,
         about={
@@ -931,6 +1132,24 @@ def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dic
     _write_json(run.folder / "scorecard.json", card)
     artifact.add_scorecard(exported["folder"], card)
     return card
+
+
+def _middle(run: Run, students: dict[int, dict[str, Student]], test: Rows) -> list[str]:
+    """A line for each model between teacher and student, or beside the student: its size, and its score on the test rows."""
+    said, task, models = run.recipe.generations, run.task, dict(run.middle)
+    if said is not None and said.together and models:
+        before = [each for all_ in run.middle.values() for each in all_]
+        models["all generations together"] = [Ensemble([*before, pair["student"]], task=task) for pair in students.values()]
+    lines = []
+    for title, all_ in models.items():
+        size = f"{_parameters(all_[0]):,} parameters"
+        if test.labels is None or not task.labelled(test.labels).any():
+            lines.append(f"{title}: {size}, no test row has a label")
+            continue
+        scores = np.array([cards.quality(_answers(each, test.inputs, task), test.labels, task)[task.metric] for each in all_])
+        spread = f" ± {scores.std(ddof=1):.4f} over {len(scores)} seeds" if len(scores) > 1 else ""
+        lines.append(f"{title}: {size}, test {task.metric} {scores.mean():.4f}{spread}")
+    return lines
 
 
 def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: Rows) -> dict[str, Any]:

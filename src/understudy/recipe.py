@@ -57,6 +57,7 @@ class OptimizerSection(Section):
     """How a network is trained."""
 
     epochs: int = Field(30, ge=0)
+    stop: float = Field(1.0, gt=0, le=1, description="fraction of the epochs after which training ends, on the schedule of all of them")
     batch_size: int = Field(128, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, ge=0)
@@ -82,6 +83,12 @@ class OptimizerSection(Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
 
+    @model_validator(mode="after")
+    def _one_end(self) -> OptimizerSection:
+        if self.stop < 1 and self.max_time is not None:
+            raise ValueError("stop counts epochs and max_time seconds: give one of them")
+        return self
+
 
 class TeacherTrainSection(OptimizerSection):
     """A teacher trained from the labels when there is none yet."""
@@ -95,6 +102,7 @@ class TeacherMember(Section):
     """One teacher."""
 
     name: str | None = Field(None, description="members: store its own answers too, as teachers/NAME/logits")
+    weight: float = Field(1.0, gt=0, description="members: how much it counts beside the others")
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
@@ -135,14 +143,20 @@ class TeacherSection(TeacherMember):
     """The teacher, or several of them."""
 
     train: TeacherTrainSection | None = None
-    members: list[TeacherMember] = Field(default_factory=list, description="an ensemble: mean of probabilities")
+    cohort: bool = Field(False, description="written by [cohort]: the mean of its members is measured in the teacher's place")
+    members: list[TeacherMember] = Field(default_factory=list, description="an ensemble")
+    combine: Literal["probabilities", "logits", "entropy", "confidence"] = Field(
+        "probabilities",
+        description="members: the mean of their probabilities or logits; entropy: more weight to who is surer of a row; "
+        "confidence: to who is nearer to its label, where it has one",
+    )
     expect: float | None = Field(None, description="validation metric the teacher should reach; more than 0.05 below is refused")
     accept_mapping: bool = Field(False, description="take class order as given although nothing proves it")
     accept_score: bool = Field(False, description="go on although the teacher scores near chance")
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherSection:
-        given = [self.source is not None, self.train is not None, bool(self.members)]
+        given = [self.source is not None, self.train is not None, bool(self.members), self.cohort]
         if sum(given) != 1:
             raise ValueError("a teacher is exactly one of source = ..., [teacher.train] or [[teacher.members]]")
         return self
@@ -222,6 +236,46 @@ class ObjectiveSection(Section):
         return _temperature(value)
 
 
+class CohortMember(Section):
+    """A network that learns beside the student."""
+
+    model: str = Field("mlp", description="mlp, convnet, timm:NAME or module:factory")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class CohortSection(Section):
+    """Networks that teach each other while they learn, in the place of a teacher; the first is the student."""
+
+    method: Literal["mutual", "collaborative"] = Field("mutual", description="mutual (DML) or collaborative (KDCL)")
+    target: Literal["minlogit", "linear", "naive"] = Field("minlogit", description="collaborative: how the one target is made")
+    size: int = Field(2, description="networks in all, of the student's model; with members, these and the student")
+    members: list[CohortMember] = Field(default_factory=list, description="models of the others; without, they are the student's")
+    temperature: float | None = Field(None, gt=0, description="at which the others are heard; published: mutual 1, collaborative 2")
+    weight: float = Field(1.0, gt=0, description="of what the others say, beside the labels with weight 1")
+    own_views: bool = Field(False, description="each member sees its rows in views of its own (train.augment)")
+
+    @property
+    def count(self) -> int:
+        """How many networks learn together."""
+        return 1 + len(self.members) if self.members else self.size
+
+
+class ChainLink(Section):
+    """An assistant: a network that the one before it teaches, and that teaches the one after it."""
+
+    model: str = Field("mlp", description="mlp, convnet, timm:NAME or module:factory")
+    options: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    train: OptimizerSection | None = Field(None, description="how it is trained; without, as the student")
+
+
+class GenerationsSection(Section):
+    """Networks of the student's model, each taught by the one before; the student is the last."""
+
+    count: int = Field(2, ge=1, description="generations that are taught, the student's included")
+    together: bool = Field(False, description="measure the mean of all generations too")
+
+
 class MeasureSection(Section):
     """What counts as a gain."""
 
@@ -249,11 +303,37 @@ class Recipe(Section):
     rows: RowsSection = Field(default_factory=RowsSection)
     teacher: TeacherSection
     teaching: TeachingSection = Field(default_factory=TeachingSection)
+    cohort: CohortSection | None = Field(None, description="in the place of [teacher]")
+    chain: list[ChainLink] = Field(default_factory=list, description="assistants, the teacher's pupil first")
+    generations: GenerationsSection | None = None
     student: StudentSection = Field(default_factory=StudentSection)
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     train: OptimizerSection = Field(default_factory=OptimizerSection)
     measure: MeasureSection = Field(default_factory=MeasureSection)
     export: ExportSection = Field(default_factory=ExportSection)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _teacher_of_its_own(cls, said: Any) -> Any:
+        """Who teaches where no teacher is named: the cohort itself, or a first network of the student's model."""
+        if not isinstance(said, dict) or "teacher" in said:
+            return said
+        if said.get("cohort") is not None:
+            return {**said, "teacher": {"cohort": True}}
+        student = said.get("student", {})
+        if said.get("generations") is not None and isinstance(student, dict) and isinstance(said.get("train", {}), dict):
+            same = {name: student[name] for name in ("model", "options") if name in student}
+            # a seed that no student has: with a student's, it would be its control
+            return {**said, "teacher": {"train": {**said.get("train", {}), **same, "seed": 1000}}}
+        return said
+
+    @model_validator(mode="after")
+    def _one_school(self) -> Recipe:
+        if self.teacher.cohort != (self.cohort is not None):
+            raise ValueError("[cohort] stands in the place of [teacher]: give one of them")
+        if self.cohort is not None and (self.chain or self.generations is not None):
+            raise ValueError("[[chain]] and [generations] begin with a teacher, and [cohort] has none: give one of them")
+        return self
 
 
 def parse(said: dict[str, Any]) -> Recipe:
@@ -336,6 +416,9 @@ def _sentence(error: Any) -> str:
         return f"{where}: missing"
     said = error["msg"].removeprefix("Value error, ")
     given = "" if isinstance(error["input"], dict) or "(got " in said else f" (got {error['input']!r})"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        near = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        given += f"; {near}" if near.startswith("did you mean") else ""
     meaning = _meaning(place) if error["type"] in _OUTSIDE else ""
     return f"{where or 'recipe'}: {said}{given}{meaning}"
 

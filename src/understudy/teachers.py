@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from understudy.answers import Output, as_tensor, looks_like, to_logits
+from understudy.answers import UNKNOWN, Combine, Output, as_tensor, combined, looks_like, to_logits
 from understudy.errors import Problem, TeacherError, UnderstudyError, did_you_mean
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.tasks import Task
@@ -270,10 +270,20 @@ class CallableTeacher:
 class Ensemble:
     """Several teachers as one: the mean of their probabilities, or of their values; columns follow the first member's names.
 
-    With `names`, what each member says is a signal of its own beside the mean: `teachers/NAME/logits`.
+    `weights` count each member, `combine` says what is averaged (understudy.answers.combined); what needs labels is the
+    average here, for a teacher is asked without them. With `names`, what each member says is a signal of its own beside the
+    mean: `teachers/NAME/logits`. Members that know some classes only are `Matched` with -1 for the others.
     """
 
-    def __init__(self, members: Sequence[Teacher], *, task: Task, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        members: Sequence[Teacher],
+        *,
+        task: Task,
+        names: Sequence[str] = (),
+        weights: Sequence[float] | None = None,
+        combine: Combine = "probabilities",
+    ) -> None:
         if not members:
             raise TeacherError("an ensemble needs at least one member", code="U010")
         if names and (len(names) != len(members) or len(set(names)) != len(names)):
@@ -284,6 +294,14 @@ class Ensemble:
         self.name = "ensemble of " + ", ".join(member.name for member in members)
         self.classes = members[0].classes
         self._orders = [_order_of(member, members[0], number) for number, member in enumerate(members)]
+        self.combine: Combine = combine
+        self.weights = None if weights is None or len(set(weights)) == 1 else torch.tensor(list(weights), dtype=torch.float64)
+        self.knows = _known(members, task)
+        if combine in ("entropy", "confidence") and not task.single_label:
+            raise TeacherError(
+                f"teacher.combine = {combine!r} is for classes that exclude each other, the task is {task.kind}: use 'probabilities'",
+                code="U357",
+            )
 
     def signals(self, inputs: Any) -> Signals:
         said = []
@@ -294,10 +312,19 @@ class Ensemble:
             shapes = [tuple(answer.shape) for answer in said]
             raise TeacherError(f"the ensemble's members give different shapes: {shapes}; name their classes", code="U010")
         own = {f"teachers/{name}/{self.task.signal}": answer for name, answer in zip(self.names, said, strict=False)}
-        return {self.task.signal: mean_answer(torch.stack(said), self.task), **own}
+        return {self.task.signal: self.together(torch.stack(said)), **own}
+
+    def together(self, said: Tensor, labels: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """One answer from those of the members [members, rows, columns], with the labels of the rows where they are known."""
+        if self.combine == "probabilities" and self.weights is None and self.knows is None:
+            return mean_answer(said, self.task)
+        options: dict[str, Any] = {"combine": self.combine, "weights": self.weights, "knows": self.knows}
+        return combined(said, self.task, **options, labels=labels, temperature=temperature)
 
     def fingerprint(self) -> dict[str, str]:
-        return {
+        how: dict[str, str] = {} if self.combine == "probabilities" else {"combine": self.combine}
+        how |= {} if self.weights is None else {"weights": " ".join(f"{weight:g}" for weight in self.weights.tolist())}
+        return how | {
             f"member {number} {part}": value for number, member in enumerate(self.members) for part, value in member.fingerprint().items()
         }
 
@@ -316,6 +343,18 @@ def mean_answer(said: Tensor, task: Task) -> Tensor:
     return (said.double().log_softmax(dim=-1).logsumexp(dim=0) - float(np.log(len(said)))).float()
 
 
+def _known(members: Sequence[Teacher], task: Task) -> Tensor | None:
+    """Which member knows which class, bool [members, classes]; None when all know all. TeacherError U358 for a class none knows."""
+    orders = [member.order if isinstance(member, Matched) else (0,) * task.outputs for member in members]
+    knows = torch.tensor([[column >= 0 for column in order] for order in orders])
+    lacking = [name for name, known in zip(task.classes, knows.any(0).tolist(), strict=False) if not known]
+    if lacking:
+        raise TeacherError(
+            f"no member knows the class {lacking[0]!r}: add a teacher that does, or name its column with that word", code="U358"
+        )
+    return None if bool(knows.all()) else knows
+
+
 def _order_of(member: Teacher, first: Teacher, number: int) -> list[int] | None:
     if member is first or member.classes is None or first.classes is None or member.classes == first.classes:
         return None
@@ -329,7 +368,11 @@ def _order_of(member: Teacher, first: Teacher, number: int) -> list[int] | None:
 
 @final
 class Matched:
-    """A teacher whose columns are put in the data's order; dropping columns of logits renormalises the rest."""
+    """A teacher whose columns are put in the data's order; dropping columns of logits renormalises the rest.
+
+    A class that it does not know has the column -1. Then it says log-probabilities among all that it knows, so that what it
+    gives to classes that the data lacks is not shared out, and UNKNOWN of the others.
+    """
 
     def __init__(self, teacher: Teacher, order: Sequence[int], *, task: Task) -> None:
         self.teacher = teacher
@@ -340,7 +383,14 @@ class Matched:
 
     def signals(self, inputs: Any) -> Signals:
         said = self.teacher.signals(inputs)
-        return {name: value[:, list(self.order)] if name.rpartition("/")[2] == LOGITS else value for name, value in said.items()}
+        return {name: self._placed(value) if name.rpartition("/")[2] == LOGITS else value for name, value in said.items()}
+
+    def _placed(self, value: Tensor) -> Tensor:
+        if min(self.order) >= 0:
+            return value[:, list(self.order)]
+        value = value.log_softmax(-1) if self.task.single_label else value
+        unknown = value.new_full((len(value), 1), UNKNOWN).masked_fill(~is_answered(value)[:, None], torch.nan)
+        return torch.cat([value, unknown], dim=1)[:, list(self.order)]
 
     def fingerprint(self) -> dict[str, str]:
         return self.teacher.fingerprint() | {"columns": ",".join(map(str, self.order))}

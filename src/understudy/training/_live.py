@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -31,7 +32,7 @@ class Position:
 
     def finished(self, options: OptimizerSection) -> bool:
         """Out of epochs, of patience or, after one epoch at least, of time."""
-        if self.epoch >= options.epochs or (options.patience is not None and self.stale >= options.patience):
+        if self.epoch >= math.ceil(options.epochs * options.stop) or (options.patience is not None and self.stale >= options.patience):
             return True
         return options.max_time is not None and self.seconds >= options.max_time and self.epoch > 0
 
