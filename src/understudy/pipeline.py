@@ -33,7 +33,7 @@ from understudy.errors import InputError, PreflightError, Problem, RecipeError, 
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
-from understudy.objectives import LABELS, Objective
+from understudy.objectives import Objective
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet, find_keys
@@ -750,7 +750,7 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         if make.is_estimator(run.recipe.student.model):
             return run.teacher.signals(rows.inputs), None
         return {}, make.live_answers(run.teacher, rows, run.seen)
-    reads = [name for name in objective.reads if name != LABELS]
+    reads = list(objective.hears)
     sparse = run.taught.sparse(task.signal)
     temperature = make.temperature_of(objective) if sparse else None
     if make.is_estimator(run.recipe.student.model):
