@@ -148,31 +148,32 @@ class Objective(nn.Module):
     @property
     def layers(self) -> tuple[str, ...]:
         """The student's layers that the terms read, once `resolve` knows them."""
-        return tuple(dict.fromkeys(layer for term in self._features() for layer in term.layers))
+        return tuple(dict.fromkeys(layer for term in self.feature_terms() for layer in term.layers))
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
         """The teacher's layers that the terms read, once `resolve` knows them."""
-        return tuple(dict.fromkeys(layer for term in self._features() for layer in term.teacher_layers))
+        return tuple(dict.fromkeys(layer for term in self.feature_terms() for layer in term.teacher_layers))
 
     @property
     def reads_layers(self) -> bool:
         """Whether a term reads layers, known or not yet."""
-        return bool(self._features())
+        return bool(self.feature_terms())
 
-    def _features(self) -> list[FeatureTerm]:
+    def feature_terms(self) -> list[FeatureTerm]:
+        """The terms that read layers."""
         return [term for term in self.active if isinstance(term, FeatureTerm)]
 
     def resolve(self, student: Sequence[Layer], teacher: Sequence[Layer]) -> None:
         """Put the layers of two traced networks in place of `auto`."""
-        for term in self._features():
+        for term in self.feature_terms():
             term.resolve(student, teacher)
 
     def connect(
         self, student: Signals, teacher: Signals, *, keys: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
     ) -> None:
         """Make the connectors and memory banks, from what both networks give of a few rows; `keys` are those of all rows."""
-        for at, term in enumerate(self._features()):
+        for at, term in enumerate(self.feature_terms()):
             term.connect(student, teacher, keys=keys, labels=labels, seed=seed * 1_000 + at)
 
     def connectors(self) -> dict[str, int]:
