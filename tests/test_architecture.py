@@ -39,6 +39,7 @@ ROW = {
     "training": 5,
     "measuring": 5,
     "exporting": 5,
+    "wiring": 5,
     "make": 6,
     "pipeline": 7,
     "cli": 8,

@@ -22,6 +22,7 @@ from understudy.data import arrays, callables, encoding, images, keys, labelling
 from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
+from understudy.features import asked_layers
 from understudy.objectives import Objective
 from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
 from understudy.signals import LOGITS, Signals, is_answered
@@ -403,7 +404,7 @@ def build_objective(recipe: Recipe, task: Task, labels: np.ndarray[Any, Any] | N
     said, options = recipe.objective, recipe.train
     scale = _scale(task, labels)
     if said.terms:
-        return Objective.from_terms([(term.loss, term.weight, dict(term.options)) for term in said.terms], task)
+        return Objective.from_terms([(term.loss, term.weight, asked_layers(term.model_dump()) | term.options) for term in said.terms], task)
     return Objective.soft_labels(
         alpha=said.alpha,
         temperature=said.temperature,

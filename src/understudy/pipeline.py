@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from understudy import checks, make
+from understudy import checks, make, wiring
 from understudy.answers import match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
@@ -67,6 +67,7 @@ class Run:
     taught: TransferSet | None = None
     held_out: TransferSet | None = None
     seen: Views | None = None
+    speaker: Teacher | None = None
     views: int = 1
 
     @property
@@ -560,6 +561,8 @@ def teach_rows(run: Run) -> None:
     run.extra = make.synthetic_rows(run.recipe, train_rows, task)
     asked = train_rows if run.extra is None else _joined(train_rows, run.extra)
     run.seen = _seen(run, asked)
+    _wire(run, make.build_objective(run.recipe, task, train_rows.labels))
+    assert run.speaker is not None
     there = make.stored_sets(run.teacher)
     if there is not None:
         _take_stored(run, there, asked, rest)
@@ -581,12 +584,12 @@ def teach_rows(run: Run) -> None:
         spec = None if run.seen is None else run.seen.spec
         stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
         views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec}
-        run.taught = teach(run.teacher, asked, folder / "training", folds=folds, **views, **stored, **options)
+        run.taught = teach(run.speaker, asked, folder / "training", folds=folds, **views, **stored, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
     _same_accuracy(run)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
-            reask(run.teacher, rows, taught, n=16, seed=0)
+            reask(run.speaker, rows, taught, n=16, seed=0)
     if folds is None and not live:
         run.warn(_in_sample(run, train_rows))
     lacking = _unanswered(run) if remotes(run.teacher) else 0
@@ -603,6 +606,25 @@ def teach_rows(run: Run) -> None:
     assert run.taught is not None
     if run.taught.encoding["measured"]:
         run.say("encoding", _loss_of(run.taught))
+
+
+def _wire(run: Run, objective: Objective) -> None:
+    """Settle the layers that the terms read, with a student made for that; the teacher is asked for them from here on."""
+    assert run.teacher is not None and run.loaded is not None
+    first = run.speaker is None
+    if not objective.reads_layers:
+        run.speaker = run.teacher
+        return
+    rows = run.rows.part("train")
+    model, some = run.recipe.student.model, rows.take(slice(0, 256))
+    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
+    student = make.build_student(model, run.recipe.student.options, run.loaded, encoded, some.labels, seed=0, name=model)
+    wired = wiring.wire(objective, student, run.teacher, _some(rows, wiring.ROWS))
+    run.speaker = wired.teacher
+    if first:
+        run.warn(checks.raise_errors(check_teacher(run.speaker, _some(rows, 16))))
+        for line in wired.pairs:
+            run.say("layers", line)
 
 
 def _unanswered(run: Run) -> int:
@@ -722,6 +744,7 @@ def train_pair(run: Run, seed: int) -> dict[str, Student]:
     rows = run.rows.part("train")
     said = rows if run.extra is None else _joined(rows, run.extra)
     objective = make.build_objective(recipe, task, rows.labels)
+    _wire(run, objective)
     teacher, ask = _evidence(run, said, objective)
     full = make.training_set(run.loaded, rows, run.extra, teacher, views=run.views, augment=run.seen, ask=ask)
     pair: dict[str, Student] = {}
@@ -749,8 +772,16 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         assert run.teacher is not None
         if make.is_estimator(run.recipe.student.model):
             return run.teacher.signals(rows.inputs), None
-        return {}, make.live_answers(run.teacher, rows, run.seen)
+        assert run.speaker is not None
+        return {}, make.live_answers(run.speaker, rows, run.seen)
     reads = list(objective.hears)
+    lacking = [name for name in reads if name not in run.taught.signals]
+    if lacking:
+        raise TransferSetError(
+            f"a term reads {lacking[0]}, and the transfer set {run.taught.folder} holds {', '.join(run.taught.signals)}. Delete it "
+            "and run the same command: the teacher is asked again",
+            code="U341",
+        )
     sparse = run.taught.sparse(task.signal)
     temperature = make.temperature_of(objective) if sparse else None
     if make.is_estimator(run.recipe.student.model):
@@ -775,6 +806,13 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
             student, run.task, real[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_parameters(run.teacher)
         )
         run.warn(checks.raise_errors(problems))
+        if objective.reads_layers:
+            assert run.speaker is not None
+            inputs = _some(run.rows.part("train"), wiring.ROWS)
+            keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
+            wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
+            counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
+            run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
         _fit(run, student, objective, data, options, seed, folder, f"{name} {seed}")
         return student
     if (folder / "card.json").exists():
