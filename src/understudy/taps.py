@@ -108,6 +108,7 @@ class Layer:
     shape: tuple[int, ...]
     linear: bool
     leaf: bool
+    weighted: bool
 
 
 def trace(module: nn.Module, inputs: Tensor) -> list[Layer]:
@@ -118,7 +119,7 @@ def trace(module: nn.Module, inputs: Tensor) -> list[Layer]:
         def note(_: nn.Module, given: Any, output: Any) -> None:
             found = _first(output)
             if found is not None and found.ndim and len(found) == len(inputs):
-                seen.append(Layer(path, tuple(found.shape[1:]), isinstance(part, nn.Linear), not any(part.children())))
+                seen.append(Layer(path, tuple(found.shape[1:]), isinstance(part, nn.Linear), not any(part.children()), _weighted(part)))
 
         return note
 
@@ -134,6 +135,10 @@ def trace(module: nn.Module, inputs: Tensor) -> list[Layer]:
         for part, training in modes:
             part.training = training
     return seen
+
+
+def _weighted(part: nn.Module) -> bool:
+    return any(weight.ndim >= 2 for weight in part.parameters(recurse=False))
 
 
 def embedding_layer(layers: Sequence[Layer]) -> str:
@@ -156,8 +161,8 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _rescales(layers: Sequence[Layer], layer: Layer) -> bool:
-    """Whether this is what prepares the input: its number of channels never left one of an image, at the very beginning."""
-    first_weights = next((at for at, each in enumerate(layers) if each.leaf and each.shape and each.shape[0] > 4), 0)
+    """Whether this is what prepares the input: nothing that has weights came before it."""
+    first_weights = next((at for at, each in enumerate(layers) if each.leaf and each.weighted), 0)
     return layers.index(layer) < first_weights
 
 
