@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from sklearn.datasets import load_digits
 from torch import nn
 
+from understudy import cli
 from understudy.errors import InputError, RecipeError
 from understudy.losses.layers import hint
 from understudy.objectives import Objective
@@ -140,3 +144,42 @@ def test_a_killed_run_with_a_memory_bank_ends_in_the_same_weights(tmp_path: Path
     assert (tmp_path / "cut" / "checkpoint.pt").exists()
     assert start("cut", "run") == 0
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "cut/model.safetensors").read_bytes()
+
+
+RECIPE = """
+out = "run"
+data = {train = "digits.npz", kind = "image"}
+teacher.train = {model = "convnet", options = {width = 12}, epochs = 6, lr = 0.01, batch_size = 32}
+student = {model = "convnet", options = {width = 4}}
+train = {epochs = 2, batch_size = 32}
+measure.latency = false
+[[objective.terms]]
+loss = "logits.soft_target"
+weight = {schedule = "linear", start = 0.5, end = 1.0}
+[[objective.terms]]
+loss = "layers.hint"
+student = "stage2"
+teacher = "stage2"
+[[objective.terms]]
+loss = "attention_maps.attention_transfer"
+weight = 100
+features = "auto"
+"""
+
+
+def test_layers_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = load_digits()
+    np.savez(tmp_path / "digits.npz", X=(digits.images[:600] / 16 * 255).astype(np.uint8), y=digits.target[:600])
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for verb in ("explain", "distill"):
+        monkeypatch.setattr(sys, "argv", ["understudy", verb, "recipe.toml"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "total = [0.5 to 1, linear] * soft_target(student, teacher, temperature=4)" in printed
+    assert "reads: features/stage2" in printed and "connectors hint" in printed
+    assert (tmp_path / "run/transfer").exists() and (tmp_path / "run/artifact/model.onnx").exists()
+    with safe_open(str(tmp_path / "run/seed-0/student/model.safetensors"), "pt") as kept:
+        assert all(name.startswith(("preprocessing", "network")) for name in kept.keys())  # noqa: SIM118

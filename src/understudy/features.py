@@ -91,6 +91,7 @@ class FeatureTerm(Term, ABC):
     """
 
     signal = LOGITS
+    reads: tuple[str, ...] = ()
     where: Where = "stages"
     fewest = 1
     """Rows that a batch must have to say anything."""

@@ -8,6 +8,7 @@ the one before left in the run's folder and writes a card last; a stage whose ca
 from __future__ import annotations
 
 import hashlib
+import inspect as inspecting
 import json
 import os
 import platform
@@ -297,6 +298,28 @@ def compare_sizes(run: Run) -> None:
     """The student beside the teacher: its size, and whether training it would change the teacher."""
     if run.teacher is not None:
         run.warn(checks.raise_errors(_student_problems(run, run.rows.part("train"), run.teacher)))
+
+
+def explain(recipe: Recipe) -> str:
+    """The recipe's objective as formulas with its numbers, what each term reads, and the control's; reads no data and no weights.
+
+    Without data a task of "auto" is taken as classes, three of them unless the recipe names its own.
+    """
+    kind = "multiclass" if recipe.task == "auto" else recipe.task
+    names = ("no", "yes") if kind == "binary" else ("a", "b", "c")
+    task = Task(kind, () if kind == "regression" else tuple(recipe.data.classes or names))
+    options = recipe.train.model_copy(update={"class_weights": None})  # they follow from the labels
+    objective = make.build_objective(recipe.model_copy(update={"train": options}), task, None)
+    lines = [f"total = {objective.formula()}", ""]
+    for term in objective.active:
+        sentence, _, formula = inspecting.cleandoc(term.loss.__doc__ or "a loss of your own").partition("\n\n")
+        lines += [
+            f"{term.weight_text} * {term}",
+            f"    {sentence.strip()}",
+            *[f"    {line}" for line in formula.partition("\n\n")[0].splitlines()],
+        ]
+        lines += [f"    reads: {', '.join(term.reads) or 'layers that are paired when the run begins'}", ""]
+    return "\n".join([*lines, f"control = {make.build_label_objective(options, task, None).formula()}"])
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
