@@ -167,6 +167,7 @@ features = "auto"
 """
 
 
+@pytest.mark.slow
 def test_layers_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     digits = load_digits()
     np.savez(tmp_path / "digits.npz", X=(digits.images[:600] / 16 * 255).astype(np.uint8), y=digits.target[:600])
