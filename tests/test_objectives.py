@@ -19,9 +19,10 @@ from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.losses.labels import cross_entropy
 from understudy.losses.logits import ensemble_soft_target, logit_mse, soft_target
 from understudy.losses.regression import teacher_bounded, teacher_squared_error
-from understudy.objectives import Objective, OnLabels, OnLogits, OnValues, OnValuesAndLabels, Term
+from understudy.objectives import Objective
 from understudy.signals import Batch, Signals
 from understudy.tasks import Task
+from understudy.terms import OnLabels, OnLogits, OnValues, OnValuesAndLabels, Term
 
 ROWS, FEATURES = 8, 4
 MULTICLASS = Task("multiclass", ("a", "b", "c"))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from understudy.exporting.predict_template import predict
     from understudy.measuring.scorecard import measure
     from understudy.objectives import Objective
-    from understudy.pipeline import check, distill, inspect, verify
+    from understudy.pipeline import check, distill, explain, inspect, verify
     from understudy.store.transfer_set import TransferSet
     from understudy.tasks import Task
     from understudy.teachers import FakeTeacher, Teacher, check_teacher
@@ -60,6 +60,7 @@ _HOME = {
     "check": "pipeline",
     "check_teacher": "teachers",
     "distill": "pipeline",
+    "explain": "pipeline",
     "export": "exporting.artifact",
     "inspect": "pipeline",
     "measure": "measuring.scorecard",
@@ -92,6 +93,7 @@ __all__ = [
     "check",
     "check_teacher",
     "distill",
+    "explain",
     "export",
     "inspect",
     "measure",

@@ -95,7 +95,7 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_objective(recipe: Recipe) -> Iterator[Problem]:
     said = recipe.objective
-    live = [term for term in said.terms if term.weight > 0]
+    live = [term for term in said.terms if not isinstance(term.weight, int | float) or term.weight > 0]
     if said.terms and not live:
         yield Problem("U202", "all weights of objective.terms are 0: nothing would be learned; give one term weight = 1.0")
     elif said.terms and all(term.loss.startswith("labels.") and term.loss != VIRTUAL for term in live):
@@ -104,6 +104,9 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
     elif not said.terms and said.alpha == 0:
         told = "objective.alpha is 0: the teacher is not used, student and control would be the same training"
         yield Problem("U203", f"{told}; alpha is the weight of the teacher, set objective.alpha = 0.9")
+    crowd = [term.loss for term in live if term.loss.startswith(("relations.", "contrastive.", "correlations."))]
+    if crowd and recipe.train.batch_size == 1:
+        yield Problem("U343", f"{crowd[0]} compares the rows of a batch, and train.batch_size is 1; set train.batch_size = 64")
     if not 0.5 <= said.temperature <= 20:
         what = "nearly flat" if said.temperature > 20 else "nearly one-hot"
         told = f"objective.temperature is {said.temperature:g}: soft labels become {what}"

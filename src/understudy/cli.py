@@ -119,6 +119,14 @@ def check(
     pipeline.check(_recipe(locals()))
 
 
+@app.command(epilog="understudy explain recipes/adult.toml")
+def explain(recipe: RecipeFile = None, set_: Set = None) -> None:
+    """The objective as formulas with this recipe's numbers, what each term reads, and the control's; no data is read."""
+    from understudy import pipeline
+
+    print(pipeline.explain(_recipe(locals())))
+
+
 @app.command(epilog="understudy teach recipes/adult.toml")
 def teach(recipe: RecipeFile = None, set_: Set = None, out: Out = None) -> None:
     """Ask the teacher once about every row and keep its answers as the transfer set."""

@@ -84,20 +84,23 @@ class MemoryBank(nn.Module):
         return found
 
     def draw(self, positions: Int[Tensor, " rows"], count: int) -> Int[Tensor, "rows candidates"]:
-        """Each row's own position, and those of `count` others, drawn with replacement; every call draws anew.
+        """Each row's own position, and those of `count` others, drawn with replacement; every call in training mode draws anew.
 
-        A draw depends on the seed and on how many came before it, and on nothing else.
+        A draw depends on the seed and on how many came before it in training mode, and on nothing else.
         """
         generator = torch.Generator(positions.device).manual_seed((self.seed * 1_000_003 + self._drawn) % 2**63)
-        self._drawn += 1
-        self.draws += 1
+        if self.training:
+            self._drawn += 1
+            self.draws += 1
         starts, sizes = self._starts[positions, None], self._sizes[positions, None]
         drawn = torch.randint(2**62, (len(positions), count), generator=generator, device=positions.device) % (len(self) - sizes)
         drawn += sizes * (drawn >= starts)  # step over the row's own class
         return torch.cat([positions[:, None], self._order[drawn]], 1)
 
     def partition(self, compute: Callable[[], Tensor]) -> Tensor:
-        """The logarithm of the constant Z: computed the first time, and the same ever after."""
+        """The logarithm of the constant Z: computed the first time in training mode, and the same ever after."""
+        if not self._started and not self.training:
+            return compute().detach()
         if not self._started:
             self.log_partition.copy_(compute().detach())
             self._started = True

@@ -23,6 +23,7 @@ from understudy.data import arrays, callables, encoding, images, keys, labelling
 from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
+from understudy.features import asked_layers
 from understudy.objectives import Objective
 from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
 from understudy.signals import LOGITS, Signals, is_answered
@@ -299,6 +300,12 @@ def temperature_of(objective: Objective) -> float:
     for term in objective.active:
         parameter = inspect.signature(term.loss).parameters.get("temperature")
         if any(name.endswith(LOGITS) for name in term.reads) and parameter is not None:
+            if "temperature" in term.moving or term.learned is not None:
+                raise RecipeError(
+                    f"the temperature of {term.name!r} moves, and an encoding that stores some classes only fills the rest for one; "
+                    'set teaching.encoding = "dense"',
+                    code="U348",
+                )
             found.add(float(term.options.get("temperature", parameter.default)))
     if len(found) > 1:
         said = " and ".join(f"{each:g}" for each in sorted(found))
@@ -417,7 +424,7 @@ def build_objective(recipe: Recipe, task: Task, labels: np.ndarray[Any, Any] | N
     said, options = recipe.objective, recipe.train
     scale = _scale(task, labels)
     if said.terms:
-        return Objective.from_terms([(term.loss, term.weight, dict(term.options)) for term in said.terms], task)
+        return Objective.from_terms([(term.loss, term.weight, asked_layers(term.model_dump()) | term.options) for term in said.terms], task)
     return Objective.soft_labels(
         alpha=said.alpha,
         temperature=said.temperature,

@@ -1,8 +1,8 @@
-"""What a student learns from: terms, each a loss bound to the evidence it reads, and a weighted set of them.
+"""What a student learns from: a weighted set of terms, each a loss bound to the evidence it reads.
 
 `total = sum_k weight_k * mean over rows of term_k`; rows without a label take no part in a term that reads labels. A
 loss of a kind of evidence that is here needs nothing in this file: a recipe names it by its place. A new kind of
-evidence is one more final Term, and a line in BINDERS.
+evidence is one more final Term (understudy.terms, understudy.features), and a line in BINDERS.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib
 import inspect
 import math
 import pkgutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
@@ -21,17 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from understudy import losses
-from understudy.errors import InputError, RecipeError, TrainingError, did_you_mean
+from understudy.errors import RecipeError, TrainingError, did_you_mean
+from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnLayers, OnRelations
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
-from understudy.losses.ensembles import confidence_weights, entropy_weights
+from understudy.schedules import Share
 from understudy.signals import LOGITS, VALUES, Batch, Signals
+from understudy.taps import Layer
 from understudy.tasks import Task
-
-LABELS = "labels"
-
-Loss = Callable[..., Tensor]
+from understudy.terms import LABELS, Loss, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
 
 HARD: dict[str, Loss] = {
     "multiclass": label_losses.cross_entropy,
@@ -60,169 +58,6 @@ LABEL_KINDS: dict[Loss, tuple[str, ...]] = {
 """Loss that reads labels only -> the kinds of task whose labels it can read."""
 
 
-class Term(nn.Module, ABC):
-    """A loss bound to what it reads; `forward` is its mean over the rows that have what it reads.
-
-    `reads` names what it needs of a batch: `labels`, and signals of the teacher. `signal` is what it needs of the
-    student. The weight is not applied here but by the Objective.
-    """
-
-    reads: tuple[str, ...]
-    signal: str
-
-    def __init__(self, loss: Loss, *, weight: float = 1.0, name: str, signal: str | None = None, **options: Any) -> None:
-        super().__init__()
-        if not (math.isfinite(weight) and weight >= 0):
-            raise RecipeError(f"the weight of the term {name!r} must be 0 or more (got {weight:g})", code="U032")
-        _check_options(loss, name, options)
-        self.loss, self.weight, self.name = loss, weight, name
-        self.signal = signal or self.signal
-        self.constants = {key: value for key, value in options.items() if not isinstance(value, Tensor)}
-        for key, value in options.items():
-            if isinstance(value, Tensor):  # a buffer, so that it follows the student to its device
-                self.register_buffer(key, value, persistent=False)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of the loss."""
-        # read at every step: most terms have no tensor among them
-        return {**self.constants, **dict(self.named_buffers(recurse=False))} if self._buffers else self.constants
-
-    @abstractmethod
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        """One value per row; rows without a label hold anything finite."""
-
-    def forward(self, student: Signals, batch: Batch) -> Tensor:
-        given = _said(student, self.signal, f"the term {self.name!r} reads the student's")
-        if LABELS in self.reads and batch.labels is None:
-            return given.flatten()[:0].float().sum()  # 0, with the graph intact
-        values = self.rows(given, batch)
-        if values.shape != given.shape[:1]:
-            shapes = f"there are {len(given)} rows, and it gave {list(values.shape)}"
-            raise InputError(f"the loss of the term {self.name!r} must give one value per row; {shapes}", code="U031")
-        counted = self._counted(batch)
-        if counted is None:
-            return values.mean()
-        return torch.where(counted, values, 0.0).sum() / counted.sum().clamp_min(1)
-
-    def _counted(self, batch: Batch) -> Tensor | None:
-        """The rows that have everything this term reads, None when all have."""
-        labelled = batch.labelled if LABELS in self.reads else None
-        answered = batch.answered if {*self.reads} - {LABELS} else None
-        if labelled is None or answered is None:
-            return answered if labelled is None else labelled
-        return labelled & answered
-
-    def labels_of(self, batch: Batch) -> Tensor:
-        """The labels, 0 where there is none: NaN must not reach the gradient of any loss."""
-        if batch.labels is None:
-            raise InputError(f"the term {self.name!r} reads labels, and no row has one", code="U031")
-        if batch.labelled is None:
-            return batch.labels
-        missing = ~batch.labelled.reshape(-1, *[1] * (batch.labels.ndim - 1))
-        return batch.labels.masked_fill(missing, 0)
-
-    def teacher_of(self, student: Tensor, batch: Batch) -> Tensor:
-        """What the teacher says of these rows, in the signal and shape that the student gives."""
-        teacher = _said(batch.teacher, self.signal, f"the term {self.name!r} reads the teacher's")
-        if teacher.shape != student.shape:
-            shapes = f"the student's {self.signal} are {list(student.shape)}, the teacher's {list(teacher.shape)}"
-            raise InputError(f"the term {self.name!r} compares answers of one shape; {shapes}", code="U031")
-        return teacher
-
-    def __str__(self) -> str:
-        evidence = ["teacher"] * bool({*self.reads} - {LABELS}) + ["labels"] * (LABELS in self.reads)
-        takes = inspect.signature(self.loss).parameters.values()
-        defaults = {parameter.name: parameter.default for parameter in takes if parameter.kind is parameter.KEYWORD_ONLY}
-        options = [f"{key}={_short(value)}" for key, value in {**defaults, **self.options}.items() if value is not None]
-        return f"{self.name}({', '.join(['student', *evidence, *options])})"
-
-
-@final
-class OnLabels(Term):
-    """A loss(student, labels): the student's logits or values against the labels."""
-
-    reads = (LABELS,)
-    signal = LOGITS
-
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.labels_of(batch), **self.options)
-
-
-@final
-class OnLogits(Term):
-    """A loss(student, teacher) on logits."""
-
-    reads = (LOGITS,)
-    signal = LOGITS
-
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), **self.options)
-
-
-@final
-class OnLogitsAndLabels(Term):
-    """A loss(student, teacher, labels) on logits, where there is a label."""
-
-    reads = (LOGITS, LABELS)
-    signal = LOGITS
-
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
-
-
-@final
-class OnValues(Term):
-    """A loss(student, teacher) on the values of a regression."""
-
-    reads = (VALUES,)
-    signal = VALUES
-
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), **self.options)
-
-
-@final
-class OnValuesAndLabels(Term):
-    """A loss(student, teacher, labels) on the values of a regression, where there is a label."""
-
-    reads = (VALUES, LABELS)
-    signal = VALUES
-
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
-
-
-@final
-class OnTeachers(Term):
-    """A loss(student, teachers) on logits, where several teachers are heard one by one: the named members of an ensemble.
-
-    `weigh` gives the loss its `weights`, row by row: by `entropy` of a teacher's answer, or by `confidence` in the label, which
-    leaves out rows without one (see understudy.losses.ensembles); all weigh alike otherwise.
-    """
-
-    signal = LOGITS
-
-    def __init__(self, loss: Loss, *, teachers: Sequence[str] = (), weigh: str | None = None, **options: Any) -> None:
-        super().__init__(loss, **options)
-        if isinstance(teachers, str) or not teachers or weigh not in (None, "entropy", "confidence"):
-            raise RecipeError(
-                f"the term {self.name!r} takes teachers = a list of the names of teacher.members, and weigh = 'entropy' or 'confidence' "
-                f"or nothing (got teachers = {teachers!r}, weigh = {weigh!r})",
-                code="U032",
-            )
-        self.weigh = weigh
-        self.reads = (*[f"teachers/{name}/{self.signal}" for name in teachers], *[LABELS] * (weigh == "confidence"))
-
-    def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        who = f"the term {self.name!r} reads the teachers'"
-        teachers = torch.stack([_said(batch.teacher, name, who) for name in self.reads if name != LABELS])
-        if self.weigh is None:
-            return self.loss(student, teachers, **self.options)
-        weights = entropy_weights(teachers) if self.weigh == "entropy" else confidence_weights(teachers, self.labels_of(batch))
-        return self.loss(student, teachers, weights=weights, **self.options)
-
-
 BINDERS: dict[str, type[Any]] = {
     "labels": OnLabels,
     "logits": OnLogits,
@@ -230,8 +65,24 @@ BINDERS: dict[str, type[Any]] = {
     "teachers": OnTeachers,
     "values": OnValues,
     "values_and_labels": OnValuesAndLabels,
+    "layers": OnLayers,
+    "answers": OnAnswers,
+    "embedding": OnEmbedding,
+    "relations": OnRelations,
+    "contrast": OnContrast,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
+
+FAMILIES = {
+    "layers": "layers",
+    "attention_maps": "layers",
+    "attentions": "layers",
+    "channels": "layers",
+    "dense": "answers",
+    "embeddings": "embedding",
+    "relations": "relations",
+}
+"""The family of a loss in understudy.losses -> what its losses read."""
 
 SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "regression": VALUES}
 """The family of a loss in understudy.losses -> the signal that it compares."""
@@ -266,26 +117,107 @@ class Objective(nn.Module):
         if len(set(names)) < len(names):
             raise RecipeError(f"two terms have one name: {', '.join(names)}. Give each its own", code="U032")
         self.terms = nn.ModuleList(given)
+        self.moves = any(term.moves for term in given)
+        self.remembers = any(isinstance(term, OnContrast) for term in given)
         if not self.active:
             raise RecipeError("the objective has no term of weight above 0: there is nothing to learn from", code="U032")
 
     @property
     def active(self) -> list[Term]:
-        """The terms that are computed."""
-        return [term for term in self._all() if term.weight]
+        """The terms that are computed: those of weight 0 for good are not."""
+        return [term for term in self._all() if term.weight or term.plan is not None]
 
     def _all(self) -> list[Term]:
         return [term for term in self.terms if isinstance(term, Term)]
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What the terms need of a batch: `labels`, and signals of the teacher."""
+        """What the terms need of a batch: `labels`, `keys`, and signals of the teacher."""
         return tuple(sorted({name for term in self.active for name in term.reads}))
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term reads the teacher."""
-        return any(name != LABELS for name in self.reads)
+        return bool(self.hears)
+
+    @property
+    def hears(self) -> tuple[str, ...]:
+        """The teacher's signals that the terms need."""
+        return tuple(sorted({name for term in self.active for name in term.hears}))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The student's layers that the terms read, once `resolve` knows them."""
+        return tuple(dict.fromkeys(layer for term in self.feature_terms() for layer in term.layers))
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The teacher's layers that the terms read, once `resolve` knows them."""
+        return tuple(dict.fromkeys(layer for term in self.feature_terms() for layer in term.teacher_layers))
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether a term reads layers, known or not yet."""
+        return bool(self.feature_terms())
+
+    def feature_terms(self) -> list[FeatureTerm]:
+        """The terms that read layers."""
+        return [term for term in self.active if isinstance(term, FeatureTerm)]
+
+    def resolve(self, student: Sequence[Layer], teacher: Sequence[Layer]) -> None:
+        """Put the layers of two traced networks in place of `auto`."""
+        for term in self.feature_terms():
+            term.resolve(student, teacher)
+
+    def connect(
+        self, student: Signals, teacher: Signals, *, keys: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
+    ) -> None:
+        """Make the connectors and memory banks, from what both networks give of a few rows; `keys` are those of all rows."""
+        for at, term in enumerate(self.feature_terms()):
+            term.connect(student, teacher, keys=keys, labels=labels, seed=seed * 1_000 + at)
+
+    def connectors(self) -> dict[str, int]:
+        """How many numbers each term learns that are no part of the student; terms without are left out."""
+        counts = {term.name: sum(weight.numel() for weight in term.parameters()) for term in self.active}
+        return {name: count for name, count in counts.items() if count}
+
+    def move_to(self, progress: float) -> None:
+        """Take the weights and temperatures that belong to this part of training, 0 to 1."""
+        for term in self._all():
+            term.move_to(progress)
+
+    def balance(self, shares: Mapping[str, float]) -> None:
+        """Move the weights that follow a share of the gradient half of the way there, on a logarithmic scale."""
+        for term in self._all():
+            if isinstance(term.plan, Share) and 0 < shares.get(term.name, 0.0) < 1:
+                wanted, found = term.plan.share, shares[term.name]
+                # the odds, not the share: the other terms' part moves too
+                factor = (wanted / (1 - wanted) * (1 - found) / found) ** 0.5
+                term.weight = min(max(term.weight * min(max(factor, 0.1), 10.0), 1e-6), 1e9)
+
+    def moved(self) -> dict[str, float]:
+        """The numbers that move, as they are now."""
+        said: dict[str, float] = {}
+        for term in self._all():
+            said |= {f"{term.name}.weight": term.weight} if term.plan is not None else {}
+            said |= {f"{term.name}.{key}": term.moving_now(key) for key in term.moving}
+            said |= {f"{term.name}.temperature": term.options["temperature"].item()} if term.learned is not None else {}
+        return said
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each term's weight, for a checkpoint: one that follows the gradient is no function of progress."""
+        return {term.name: term.weight for term in self._all()}
+
+    @weights.setter
+    def weights(self, weights: Mapping[str, float]) -> None:
+        for term in self._all():
+            term.weight = weights[term.name]
+
+    def after_step(self) -> None:
+        """Let the terms remember what they must once a step's gradients are there."""
+        for term in self.active:
+            term.after_step()
 
     def forward(self, student: Signals, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The total to differentiate, and each term's mean before its weight, detached. Never waits for a device."""
@@ -301,20 +233,22 @@ class Objective(nn.Module):
 
     def formula(self) -> str:
         """The objective with its numbers, as in `0.1 * cross_entropy(student, labels) + 0.9 * soft_target(...)`."""
-        return " + ".join(f"{term.weight:g} * {term}" for term in self.active)
+        return " + ".join(f"{term.weight_text} * {term}" for term in self.active)
 
     def without_teacher(self, task: Task) -> Objective:
         """The control's objective: the terms that read labels only, options kept, weights scaled to add to 1."""
         hard = [copy.deepcopy(term) for term in self._all() if term.reads == (LABELS,)]
         whole = sum(term.weight for term in hard)
         for term in hard:
+            term.plan = None
             term.weight = term.weight / whole if whole else 1 / len(hard)
         return Objective(hard) if hard else Objective.labels_only(task)
 
     def shares(self, student_output: Tensor, batch: Batch) -> dict[str, float]:
         """Each active term's share of the gradient at the student's output, weight included; they add to 1.
 
-        The share is of the sum of the terms' gradient norms, all 0 when no term has a gradient.
+        The share is of the sum of the terms' gradient norms, all 0 when no term has a gradient. Terms that read layers have
+        none there: see `shares_of`.
         """
         norms = {}
         for term in self.active:
@@ -322,8 +256,21 @@ class Objective(nn.Module):
             with torch.enable_grad():
                 value = term({term.signal: output}, batch)
             norms[term.name] = term.weight * _gradient_norm(value, [output])
-        whole = sum(norms.values())
-        return {name: norm / whole if whole else 0.0 for name, norm in norms.items()}
+        return _parts(norms)
+
+    def shares_of(self, forward: Callable[[Batch], Signals], batch: Batch, parameters: Iterable[Tensor]) -> dict[str, float]:
+        """Each active term's share of the gradient in the student's parameters: one pass more, and one backwards for each term.
+
+        The terms are in evaluation mode meanwhile: connectors and memory banks stay as they are.
+        """
+        trained, training = [parameter for parameter in parameters if parameter.requires_grad], self.training
+        self.eval()
+        try:
+            with torch.enable_grad():
+                student = forward(batch)
+                return _parts({term.name: term.weight * _gradient_norm(term(student, batch), trained) for term in self.active})
+        finally:
+            self.train(training)
 
     def signal_test(
         self, forward: Callable[[Batch], Signals], batch: Batch, parameters: Iterable[Tensor], *, buffers: Iterable[Tensor] = ()
@@ -331,16 +278,18 @@ class Objective(nn.Module):
         """Look at one batch before training: is each term above 0, finite, felt by the student, and about these rows?
 
         Raises TrainingError (U030) with every dead term. `buffers` are what the forward pass may change (running
-        statistics of batch norm); they, the random state and the gradients are left as they were found.
+        statistics of batch norm); they, the terms' own, the random state and the gradients are left as they were found.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         kept = [(buffer, buffer.detach().clone()) for buffer in buffers]
-        devices = [batch.inputs.device] if batch.inputs.is_cuda else []
+        devices, training = [batch.inputs.device] if batch.inputs.is_cuda else [], self.training
+        self.eval()
         try:
             with torch.random.fork_rng(devices=devices), torch.enable_grad():
                 student = forward(batch)
                 findings = [_examine(term, student, batch, trained) for term in self.active]
         finally:
+            self.train(training)
             for buffer, before in kept:
                 buffer.detach().copy_(before)
         dead = [str(finding) for finding in findings if finding.level == "error"]
@@ -382,11 +331,12 @@ class Objective(nn.Module):
         return Objective([_label_term(task, 1.0, label_smoothing, class_weights, scale)])
 
     @staticmethod
-    def from_terms(terms: Iterable[tuple[str | Loss, float, Mapping[str, Any]]], task: Task) -> Objective:
+    def from_terms(terms: Iterable[tuple[str | Loss, Any, Mapping[str, Any]]], task: Task) -> Objective:
         """Terms given as (loss, weight, options), the loss by its place, by import path, or as a function.
 
         `logits.soft_target` is looked up in understudy.losses; `my_package.my_module:my_loss` is imported, and its
-        options say what it reads: `reads = "labels"`, `"logits"`, `"values"` or `"values_and_labels"`.
+        options say what it reads (`reads = "labels"`, a word of BINDERS), unless it is a Term itself. Terms that read layers
+        take `student`, `teacher` and `connector` among their options.
         """
         bound: list[Term] = []
         for place, weight, options in terms:
@@ -405,10 +355,13 @@ def _label_term(
     return OnLabels(loss, weight=weight, name=loss.__name__, signal=task.signal, **options)
 
 
-def _bind(place: str | Loss, weight: float, options: dict[str, Any], task: Task, *, taken: list[str]) -> Term:
+def _bind(place: str | Loss, weight: Any, options: dict[str, Any], task: Task, *, taken: list[str]) -> Term:
     """The term of one line of a recipe."""
-    loss = _find(place) if isinstance(place, str) else place
+    loss: Any = _find(place) if isinstance(place, str) else place
     shown = place if isinstance(place, str) else getattr(loss, "__qualname__", repr(loss))
+    if isinstance(loss, type) and issubclass(loss, Term):
+        own: Term = loss(weight=weight, signal=task.signal, **options)
+        return own
     reads = options.pop("reads", None) or _kind_of(loss)
     if reads is None and _family(loss):
         raise RecipeError(f"the loss {shown!r} is for code of your own: no term binds what it reads", code="U032")
@@ -428,6 +381,12 @@ def _bind(place: str | Loss, weight: float, options: dict[str, Any], task: Task,
 def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
     """Refuse a signal that the student does not give, and a loss that would compute something this task does not mean."""
     signal = BINDERS[reads].signal
+    if issubclass(BINDERS[reads], FeatureTerm):
+        if reads == "relations" and Axes.of(loss).paired:
+            raise RecipeError(
+                f"the loss {shown!r} compares images with texts, and rows here have one side; bind it in a Term of your own", code="U344"
+            )
+        return
     if reads != "labels" and signal != task.signal:
         reason, better = f"compares {signal}, but a {task.kind} student gives {task.signal}", SOFT[task.kind]
     elif task.kind not in LABEL_KINDS.get(loss, (task.kind,)):
@@ -479,7 +438,12 @@ def _family(loss: Loss) -> str | None:
 
 def _kind_of(loss: Loss) -> str | None:
     """What a loss of understudy.losses reads: by its family, and by the names of its arguments."""
-    signal = SIGNALS.get(_family(loss) or "")
+    family = _family(loss) or ""
+    if family in FAMILIES:
+        return FAMILIES[family]
+    if family == "contrastive":
+        return "contrast" if "student_bank" in inspect.signature(loss).parameters else "relations"
+    signal = SIGNALS.get(family)
     if signal is None or loss is logit_losses.ensemble_soft_target:
         return "teachers" if signal else None
     arguments = inspect.signature(loss).parameters
@@ -488,37 +452,17 @@ def _kind_of(loss: Loss) -> str | None:
     return f"{signal}_and_labels" if LABELS in arguments else signal
 
 
-def _check_options(loss: Loss, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the loss does not take, before training."""
-    takes = inspect.signature(loss).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
-        return
-    there = [parameter.name for parameter in takes if parameter.kind is parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in there:
-            hint = did_you_mean(option, there) if there else "it has none"
-            raise RecipeError(f"the loss {name!r} has no option {option!r}; {hint}", code="U032")
-
-
-def _said(signals: Signals, wanted: str, who: str) -> Tensor:
-    if wanted not in signals:
-        there = ", ".join(sorted(signals)) or "nothing"
-        raise InputError(f"{who} {wanted!r}, but there is: {there}", code="U031")
-    return signals[wanted]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.numel()} numbers" if value.numel() > 6 else "[" + ", ".join(f"{number:g}" for number in value.tolist()) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _gradient_norm(value: Tensor, inputs: list[Tensor]) -> float:
     """The norm of the gradient over all of these together, 0 where it does not reach."""
     if not (value.requires_grad and inputs):
         return 0.0
     found = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
     return math.hypot(*[float(gradient.norm()) for gradient in found])
+
+
+def _parts(norms: Mapping[str, float]) -> dict[str, float]:
+    whole = sum(norms.values())
+    return {name: norm / whole if whole else 0.0 for name, norm in norms.items()}
 
 
 def _examine(term: Term, student: Signals, batch: Batch, trained: list[Tensor]) -> Finding:
@@ -535,16 +479,15 @@ def _examine(term: Term, student: Signals, batch: Batch, trained: list[Tensor]) 
         return finding("no row of this batch has a label, so it was not tested", "warning")
     if not math.isfinite(number):
         return finding("it is not finite; look for NaN or infinity in the inputs, the teacher's answers and the student's")
-    reads_teacher = any(name != LABELS for name in term.reads)
-    if not number > 0:
-        if term.signal in term.reads and torch.equal(student[term.signal].float(), batch.teacher[term.signal].float()):
+    if not number > 0 and not _may_be_negative(term):
+        if term.hears and _echoes(term, student, batch):
             return finding("the student already says exactly what the teacher says, so nothing is left to learn")
         return finding("it is not above 0, so nothing is left to learn from it")
     if not trained or not value.requires_grad:
         return finding("no gradient reaches the student: its output is detached, or no parameter is trained")
     if norm == 0 or not math.isfinite(norm):
         return finding("its gradient in the student's parameters is " + ("zero" if norm == 0 else "not finite"))
-    if reads_teacher and len(batch.inputs) > 1:
+    if term.hears and len(batch.inputs) > 1:
         note = _deaf(term, student, batch)
         if note:
             return finding(note)
@@ -559,12 +502,25 @@ def _deaf(term: Term, student: Signals, batch: Batch) -> str:
     """
     moved = replace(batch, teacher={name: signal.roll(1, 0) for name, signal in batch.teacher.items()})
     with torch.no_grad():
-        before, after = (term.rows(student[term.signal], rows) for rows in (batch, moved))
+        before, after = (term.rows(term.given(student), rows) for rows in (batch, moved))
     if not torch.allclose(before, after, rtol=1e-6, atol=0.0):
         return ""
-    heard = [batch.teacher[name] for name in term.reads if name != LABELS]
+    heard = [batch.teacher[name] for name in term.hears]
     if all(torch.equal(teacher, teacher[:1].expand_as(teacher)) for teacher in heard):
         return "the teacher says the same of every row of this batch; check its inputs and preprocessing"
     if LABELS in term.reads:
         return ""  # a bound that is met or missed by every row
     return "it does not change when the teacher's answers go to other rows, so it does not learn from them"
+
+
+def _echoes(term: Term, student: Signals, batch: Batch) -> bool:
+    """Whether the student says already what the teacher says."""
+    given = term.given(student)
+    ours = given if isinstance(given, list) else [given]
+    heard = [batch.teacher[name] for name in term.hears]
+    return len(ours) == len(heard) and all(torch.equal(one.float(), other.float()) for one, other in zip(ours, heard, strict=True))
+
+
+def _may_be_negative(term: Term) -> bool:
+    """Whether the least value of the loss lies below 0, as that of a likelihood does."""
+    return isinstance(term, FeatureTerm) and bool(len(term.variances))

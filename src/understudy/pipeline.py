@@ -8,6 +8,7 @@ the one before left in the run's folder and writes a card last; a stage whose ca
 from __future__ import annotations
 
 import hashlib
+import inspect as inspecting
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from understudy import checks, make
+from understudy import checks, make, wiring
 from understudy.answers import is_placeholder, known_columns, match_classes
 from understudy.data import splitting
 from understudy.data.rows import Rows
@@ -33,7 +34,7 @@ from understudy.errors import InputError, PreflightError, Problem, RecipeError, 
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
-from understudy.objectives import LABELS, Objective
+from understudy.objectives import Objective
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet, find_keys
@@ -307,6 +308,28 @@ def compare_sizes(run: Run) -> None:
     """The student beside the teacher: its size, and whether training it would change the teacher."""
     if run.teacher is not None and run.recipe.generations is None:  # generations are of one size on purpose
         run.warn(checks.raise_errors(_student_problems(run, run.rows.part("train"), run.teacher)))
+
+
+def explain(recipe: Recipe) -> str:
+    """The recipe's objective as formulas with its numbers, what each term reads, and the control's; reads no data and no weights.
+
+    Without data a task of "auto" is taken as classes, three of them unless the recipe names its own.
+    """
+    kind = "multiclass" if recipe.task == "auto" else recipe.task
+    names = ("no", "yes") if kind == "binary" else ("a", "b", "c")
+    task = Task(kind, () if kind == "regression" else tuple(recipe.data.classes or names))
+    options = recipe.train.model_copy(update={"class_weights": None})  # they follow from the labels
+    objective = make.build_objective(recipe.model_copy(update={"train": options}), task, None)
+    lines = [f"total = {objective.formula()}", ""]
+    for term in objective.active:
+        sentence, _, formula = inspecting.cleandoc(term.loss.__doc__ or "a loss of your own").partition("\n\n")
+        lines += [
+            f"{term.weight_text} * {term}",
+            f"    {sentence.strip()}",
+            *[f"    {line}" for line in formula.partition("\n\n")[0].splitlines()],
+        ]
+        lines += [f"    reads: {', '.join(term.reads) or 'layers that are paired when the run begins'}", ""]
+    return "\n".join([*lines, f"control = {make.build_label_objective(options, task, None).formula()}"])
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -594,6 +617,8 @@ def teach_rows(run: Run) -> None:
     run.extra = make.synthetic_rows(run.recipe, train_rows, task)
     asked = train_rows if run.extra is None else _joined(train_rows, run.extra)
     run.seen = _seen(run, asked)
+    _wire(run, make.build_objective(run.recipe, task, train_rows.labels))
+    assert run.speaker is not None
     there = make.stored_sets(run.teacher)
     if there is not None:
         _take_stored(run, there, asked, rest)
@@ -615,12 +640,12 @@ def teach_rows(run: Run) -> None:
         spec = None if run.seen is None else run.seen.spec
         stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
         views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec}
-        run.taught = teach(run.teacher, asked, folder / "training", folds=folds, **views, **stored, **options)
+        run.taught = teach(run.speaker, asked, folder / "training", folds=folds, **views, **stored, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
     _same_accuracy(run)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
-            reask(run.teacher, rows, taught, n=16, seed=0)
+            reask(run.speaker, rows, taught, n=16, seed=0)
     if folds is None and not live:
         run.warn(_in_sample(run, train_rows))
     lacking = _unanswered(run) if remotes(run.teacher) else 0
@@ -637,6 +662,33 @@ def teach_rows(run: Run) -> None:
     assert run.taught is not None
     if run.taught.encoding["measured"]:
         run.say("encoding", _loss_of(run.taught))
+
+
+def _wire(run: Run, objective: Objective) -> None:
+    """Settle the layers that the terms read, with a student made for that; the teacher is asked for them from here on."""
+    assert run.teacher is not None and run.loaded is not None
+    first = run.speaker is None
+    if not objective.reads_layers:
+        run.speaker = run.speaker or run.teacher
+        return
+    _refuse_together(run)
+    rows = run.rows.part("train")
+    model, some = run.recipe.student.model, rows.take(slice(0, 256))
+    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
+    student = make.build_student(model, run.recipe.student.options, run.loaded, encoded, some.labels, seed=0, name=model)
+    wired = wiring.wire(objective, student, run.teacher, _some(rows, wiring.ROWS))
+    run.speaker = wired.teacher
+    if first:
+        run.warn(checks.raise_errors(check_teacher(run.speaker, _some(rows, 16))))
+        for line in wired.pairs:
+            run.say("layers", line)
+
+
+def _refuse_together(run: Run) -> None:
+    """Terms that read layers hear one teacher: what an assistant or a generation says is its answers."""
+    several = "[[chain]]" if run.recipe.chain else "[generations]" if run.recipe.generations is not None else None
+    if several is not None:
+        raise RecipeError(f"terms that read layers cannot be combined with {several}; take one of the two out", code="U347")
 
 
 def _unanswered(run: Run) -> int:
@@ -753,6 +805,7 @@ def train_pair(run: Run, seed: int) -> dict[str, Student]:
     """The student and its control: same initialisation, row order, views and steps; only the teacher differs."""
     recipe, task = run.recipe, run.task
     objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+    _wire(run, objective)
     full = _lesson(run, objective)
     student = _one(run, "student", full, objective, recipe.train, seed, run.folder / f"seed-{seed}" / "student", full.inputs)
     return {"student": student, **_control(run, seed, full)}
@@ -925,10 +978,18 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
     Trees take the plain row's answers; so do several views, whose answers are read batch by batch.
     """
     task, trees = run.task, make.is_estimator(run.recipe.student.model)
-    reads = [name for name in objective.reads if name != LABELS]
+    reads = list(objective.hears)
     weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
     if run.speaker is not None and run.speaker is not run.teacher:
         weighed = None  # an assistant has learned what its teachers say together
+    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.signals]
+    if lacking:
+        assert run.taught is not None
+        raise TransferSetError(
+            f"a term reads {lacking[0]}, and the transfer set {run.taught.folder} holds {', '.join(run.taught.signals)}. Delete it "
+            "and run the same command: the teacher is asked again",
+            code="U341",
+        )
     everything = torch.arange(len(rows))
     if run.taught is None:
         speaker = run.speaker or run.teacher
@@ -970,6 +1031,13 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
             student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
         )
         run.warn(checks.raise_errors(problems))
+        if objective.reads_layers:
+            assert run.speaker is not None
+            inputs = _some(run.rows.part("train"), wiring.ROWS)
+            keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
+            wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
+            counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
+            run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
         _fit(run, student, objective, data, options, seed, folder, f"{name} {seed}")
         return student
     if (folder / "card.json").exists():

@@ -211,8 +211,16 @@ class TermSection(Section):
     """One term of the objective."""
 
     loss: str = Field(description="its place in understudy.losses (logits.soft_target) or module:function")
-    weight: float = Field(1.0, ge=0)
-    options: dict[str, Any] = Field(default_factory=dict)
+    weight: Annotated[float, Field(ge=0)] | str | dict[str, Any] = Field(
+        1.0, description='a number, {schedule = "linear", start = 0, end = 1, warmup = 0.1}, {share = 0.3} or module:function of progress'
+    )
+    features: Literal["auto"] | None = Field(None, description="pair the layers of both networks: the same as leaving them out")
+    student: str | list[str] | None = Field(None, description="layers of the student; pairs of stages or the embedding when left out")
+    teacher: str | list[str] | None = Field(None, description="as many layers of the teacher")
+    connector: Literal["auto", "none", "linear", "convolution", "attention"] | None = Field(
+        None, description="what makes their shapes alike, trained and thrown away"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="of the loss; temperature may be a schedule or {learned = true}")
 
     @field_validator("options")
     @classmethod
@@ -331,6 +339,8 @@ class Recipe(Section):
     def _one_school(self) -> Recipe:
         if self.teacher.cohort != (self.cohort is not None):
             raise ValueError("[cohort] stands in the place of [teacher]: give one of them")
+        if self.cohort is not None and self.objective.terms:
+            raise ValueError("[cohort] brings its own objective, so [[objective.terms]] would not be heard: give one of them")
         if self.cohort is not None and (self.chain or self.generations is not None):
             raise ValueError("[[chain]] and [generations] begin with a teacher, and [cohort] has none: give one of them")
         return self

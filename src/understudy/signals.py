@@ -25,7 +25,8 @@ class Batch:
 
     `inputs` is what the student's network reads; `labels` follow understudy.tasks, None when no row has one;
     `labelled` marks the rows that have one, None when all do; `teacher` holds the teacher's signals, aligned;
-    `answered` marks the rows that the teacher answered, None when it answered all (the others hold zeros).
+    `answered` marks the rows that the teacher answered, None when it answered all (the others hold zeros); `keys` are
+    the rows' content keys, int64 [rows, 2], where a term asks for them.
     """
 
     inputs: Tensor
@@ -33,6 +34,7 @@ class Batch:
     labelled: Tensor | None
     teacher: Signals
     answered: Tensor | None = None
+    keys: Tensor | None = None
 
 
 def is_answered(said: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from understudy.answers import UNKNOWN, Combine, Output, as_tensor, combined, looks_like, to_logits
 from understudy.errors import Problem, TeacherError, UnderstudyError, did_you_mean
 from understudy.signals import LOGITS, Signals, is_answered
+from understudy.taps import taps
 from understudy.tasks import Task
 
 
@@ -153,8 +154,10 @@ class TorchTeacher:
         batch_size: int = 256,
         device: str | torch.device | None = None,
         preparation: str = "",
+        layers: Sequence[str] = (),
     ) -> None:
         self.module = module if device is None else module.to(device)
+        self.layers = tuple(layers)
         self.name = name
         self.classes = None if classes is None else tuple(classes)
         self.task = task
@@ -166,14 +169,36 @@ class TorchTeacher:
     def signals(self, inputs: Any) -> Signals:
         first = next(self.module.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
-        said = []
-        with evaluating(self.module), torch.inference_mode():
+        said, features = [], list[Signals]()
+        with taps(self.module, self.layers) as read, evaluating(self.module), torch.inference_mode():
             for start in range(0, max(len(inputs), 1), self._batch_size):
                 prepared = self._prepare(take(inputs, slice(start, start + self._batch_size)))
                 with failing(self.name):
                     answered = self.module(prepared.to(device))
                 said.append(as_tensor(answered))
-        return {name: value.clone() for name, value in self._answers.signal(torch.cat(said)).items()}
+                features.append({layer: value.float().cpu() for layer, value in read.items()})
+        answers = {name: value.clone() for name, value in self._answers.signal(torch.cat(said)).items()}
+        return answers | {f"features/{layer}": torch.cat([part[layer] for part in features]).clone() for layer in self.layers}
+
+    def giving(self, layers: Sequence[str]) -> TorchTeacher:
+        """The same teacher, whose signals hold `features/<layer>` too."""
+        return TorchTeacher(
+            self.module,
+            task=self.task,
+            classes=self.classes,
+            prepare=self._prepare,
+            output=self._answers.declared,
+            name=self.name,
+            batch_size=self._batch_size,
+            preparation=self._preparation,
+            layers=layers,
+        )
+
+    def prepared(self, inputs: Any) -> Tensor:
+        """Raw inputs as the module reads them, on its device."""
+        first = next(self.module.parameters(), None)
+        prepared = self._prepare(inputs)
+        return prepared if first is None else prepared.to(first.device)
 
     def fingerprint(self) -> dict[str, str]:
         first = next(self.module.parameters(), None)

@@ -9,7 +9,7 @@ from torch import Tensor
 LOWEST = -1e30
 
 
-def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def log_probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """log softmax(logits / temperature); minus infinity becomes a number."""
     return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1).clamp_min(LOWEST)
 

@@ -21,7 +21,7 @@ def same_shape(student: Tensor, other: Tensor, name: str) -> None:
         )
 
 
-def positive(name: str, value: float) -> None:
+def positive(name: str, value: float | Tensor) -> None:
     """Refuse a temperature or scale that is not above zero."""
     if not value > 0:
         raise InputError(f"{name} must be > 0 (got {value:g})", code="U031")

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def soft_target(
-    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float = 4.0
+    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float | Float[Tensor, ""] = 4.0
 ) -> Float[Tensor, "*batch"]:
     """KL(teacher || student) between softened distributions, times temperature squared.
 

@@ -69,6 +69,8 @@ class Live:
             self._constrain(self.options.max_norm)
         for weight in self.parameters:
             weight.grad = None
+        if self.objective.remembers:
+            self.objective.after_step()
         if self.average is not None and self.options.ema is not None:
             _move(self.average, self.module, self.options.ema, self.at.step)
 
@@ -110,6 +112,7 @@ class Live:
             "position": dict(vars(self.at)),
             "module": self.module.state_dict(),
             "objective": self.objective.state_dict(),
+            "weights": self.objective.weights,
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "average": self.average,
@@ -122,6 +125,7 @@ class Live:
         self.at = Position(**state["position"])
         self.module.load_state_dict(state["module"])
         self.objective.load_state_dict(state["objective"])
+        self.objective.weights = state["weights"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])

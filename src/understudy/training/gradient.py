@@ -19,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from understudy.errors import InputError
+from understudy.features import signal_of
 from understudy.objectives import Objective
 from understudy.recipe import OptimizerSection
 from understudy.signals import Batch, Signals
 from understudy.students.student import device_of, evaluating, load_weights
+from understudy.taps import taps
 from understudy.tasks import Task
+from understudy.terms import KEYS
 from understudy.training._checkpoint import WEIGHTS, Checkpoints, shape_digest
 from understudy.training._journal import Journal
 from understudy.training._live import Live, Position, copied
@@ -31,6 +34,8 @@ from understudy.training._schedule import progress_of, rate_factor, row_order, s
 
 LOG_EVERY = 50
 """Fewest optimizer steps between two lines of metrics within an epoch."""
+SHARE_ROWS = 32
+"""Rows on which the shares of terms that read layers are found."""
 
 Validate = Callable[[nn.Module], dict[str, float]]
 Augment = Callable[[Tensor, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], Tensor]
@@ -48,6 +53,7 @@ class TrainingSet:
     `ask(rows, view, inputs)` gives the signals that are not held in memory, from a transfer set or a live teacher;
     `inputs` are those of the batch, in their views.
     `answered` bool [rows] marks the rows that the teacher has an answer to, None when all; the others hold zeros.
+    `said_keys` are the keys as a tensor, which batches then carry: see `with_keys`.
     """
 
     inputs: Tensor
@@ -59,6 +65,7 @@ class TrainingSet:
     augment: Augment | None = None
     ask: Ask | None = None
     answered: Tensor | None = None
+    said_keys: Tensor | None = None
 
     def __post_init__(self) -> None:
         said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, "answered": self.answered, **self.teacher}
@@ -84,7 +91,14 @@ class TrainingSet:
             teacher |= self.ask(rows, view, inputs)
         labels = None if self.labels is None else self.labels.index_select(0, rows)
         labelled, answered = (None if mask is None else mask.index_select(0, rows) for mask in (self.labelled, self.answered))
-        return Batch(inputs, labels, labelled, teacher, answered)
+        keys = None if self.said_keys is None else self.said_keys.index_select(0, rows)
+        return Batch(inputs, labels, labelled, teacher, answered, keys)
+
+    def with_keys(self) -> TrainingSet:
+        """The same set, whose batches say the content keys of their rows; InputError where there are none."""
+        if self.keys is None:
+            raise InputError("a term keeps embeddings by content key, and this training set has no keys: give keys", code="U345")
+        return replace(self, said_keys=torch.from_numpy(np.ascontiguousarray(self.keys)))
 
     def near(self, device: torch.device) -> TrainingSet:
         """The same set in the device's memory where it fits in half of what is free and nothing is made on the CPU."""
@@ -93,8 +107,8 @@ class TrainingSet:
         tensors = [tensor for tensor in (self.inputs, self.labels, self.labelled, *self.teacher.values()) if tensor is not None]
         if sum(tensor.nbytes for tensor in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher, self.answered), device)
-        masks = replace(self, labelled=moved.labelled, answered=moved.answered)
+        moved = _moved(Batch(self.inputs, self.labels, self.labelled, self.teacher, self.answered, self.said_keys), device)
+        masks = replace(self, labelled=moved.labelled, answered=moved.answered, said_keys=moved.keys)
         return replace(masks, inputs=moved.inputs, labels=moved.labels, teacher=moved.teacher)
 
 
@@ -139,11 +153,12 @@ def train(
         return Trained(done["history"], done["epochs"], done["steps"], done["seconds"], done["best"])
     home, device, modes = device_of(module), device_named(options.device), [(part, part.training) for part in module.modules()]
     journal = Journal(to, name, bar=progress)
+    data = data.with_keys() if KEYS in objective.reads else data
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with taps(module, objective.layers) as read, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             live = Live(_laid_out(module.to(device), torch.channels_last), objective.to(device), options)
-            at = _loop(live, data.near(device), task, seed, checkpoints, journal, validate, metric)
+            at = _loop(live, data.near(device), task, seed, checkpoints, journal, validate, metric, read)
     finally:
         journal.close()
         _laid_out(module.to(home), torch.contiguous_format)
@@ -164,8 +179,9 @@ def _loop(
     journal: Journal,
     validate: Validate | None,
     metric: str,
+    read: Signals,
 ) -> Position:
-    """Every epoch, every step, from wherever a checkpoint left off."""
+    """Every epoch, every step, from wherever a checkpoint left off; `read` holds the layers of the last forward pass."""
     module, objective, options, device = live.module, live.objective, live.options, live.device
     per_epoch = len(steps_of(torch.arange(len(data)), options.batch_size, options.accumulate))
     log_every = max(LOG_EVERY, per_epoch // 20)
@@ -177,8 +193,8 @@ def _loop(
     at = live.at
     journal.open(at.step, per_epoch * options.epochs)
     if at.step == 0 and options.epochs:
-        _signal_test(live, data, task, seed)
-    before, started, logged = at.seconds, time.perf_counter(), at.step
+        _signal_test(live, data, task, seed, read)
+    before, started = at.seconds, time.perf_counter()
 
     module.train()
     while not at.finished(options):
@@ -186,7 +202,10 @@ def _loop(
         order = row_order(len(data), seed, at.epoch).to(data.inputs.device)
         view = view_order(len(data), data.views, seed, at.epoch).to(data.inputs.device) if data.views > 1 else None
         for batches in steps_of(order, options.batch_size, options.accumulate)[at.within :]:
-            lr = options.lr * rate_factor(progress_of(at.step, per_epoch, options, at.seconds), options)
+            gone = progress_of(at.step, per_epoch, options, at.seconds)
+            lr = options.lr * rate_factor(gone, options)
+            if objective.moves:
+                objective.move_to(gone)
             for group in live.optimizer.param_groups:
                 group["lr"] = lr
             rows_of_step = sum(map(len, batches))
@@ -195,7 +214,8 @@ def _loop(
                 with _precision(device, options.precision):
                     answer = module(batch.inputs)
                 answer = answer.float()
-                total, terms = objective({task.signal: answer}, batch)
+                # what a layer gave is held by `read` until the next pass
+                total, terms = objective({task.signal: answer, **_features(read)} if read else {task.signal: answer}, batch)
                 journal.note(at.step + 1, total, terms)
                 loss = total if len(batches) == 1 else total * (len(rows) / rows_of_step)
                 (loss if live.scaler is None else live.scaler.scale(loss)).backward()
@@ -203,9 +223,10 @@ def _loop(
 
             at.step, at.within, at.seconds = at.step + 1, at.within + 1, before + time.perf_counter() - started
             said = {"step": at.step, "epoch": at.epoch + 1, "seconds": at.seconds}
-            if at.step - logged >= log_every:
-                logged = at.step
-                journal.write(said, shares=objective.shares(answer, batch), lr=lr)
+            if at.step % log_every == 0:  # and not since the last: a resumed run must balance its weights at the same steps
+                shares = _shares(live, task, answer, batch, read)
+                objective.balance(shares)
+                journal.write({**said, "moving": objective.moved()} if objective.moves else said, shares=shares, lr=lr)
             if at.within < per_epoch and checkpoints.due(epoch_end=False):
                 journal.write(said, lr=lr)
                 checkpoints.save({**live.state(), "weak": journal.weak})
@@ -263,7 +284,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     labelled = None if batch.labelled is None else batch.labelled.to(device, non_blocking=True)
     teacher = {name: said.to(device, non_blocking=True) for name, said in batch.teacher.items()}
     answered = None if batch.answered is None else batch.answered.to(device, non_blocking=True)
-    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher, answered)
+    keys = None if batch.keys is None else batch.keys.to(device, non_blocking=True)
+    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher, answered, keys)
 
 
 def _validated(validate: Validate | None, live: Live) -> dict[str, float]:
@@ -280,13 +302,43 @@ def _validated(validate: Validate | None, live: Live) -> dict[str, float]:
         return figures
 
 
-def _signal_test(live: Live, data: TrainingSet, task: Task, seed: int) -> None:
+def _features(read: Signals) -> Signals:
+    return {signal_of(layer): values for layer, values in read.items()}
+
+
+def _speaking(live: Live, task: Task, read: Signals) -> Callable[[Batch], Signals]:
+    """The student's answer to a batch, and what its layers gave."""
+
+    def forward(batch: Batch) -> Signals:
+        answer = live.module(batch.inputs).float()
+        return {task.signal: answer, **_features(read)}
+
+    return forward
+
+
+def _shares(live: Live, task: Task, answer: Tensor, batch: Batch, read: Signals) -> dict[str, float]:
+    """Each term's share of the gradient: at the student's output, or, when a term reads layers, in its parameters.
+
+    The latter takes a pass and a pass back for each term, so only a part of the batch is asked, in evaluation mode.
+    """
+    if not read:
+        return live.objective.shares(answer, batch)
+    with evaluating(live.module):
+        return live.objective.shares_of(_speaking(live, task, read), _part(batch, SHARE_ROWS), live.module.parameters())
+
+
+def _part(batch: Batch, rows: int) -> Batch:
+    cut = [None if value is None else value[:rows] for value in (batch.labels, batch.labelled, batch.answered, batch.keys)]
+    return Batch(batch.inputs[:rows], cut[0], cut[1], {name: said[:rows] for name, said in batch.teacher.items()}, cut[2], cut[3])
+
+
+def _signal_test(live: Live, data: TrainingSet, task: Task, seed: int, read: Signals) -> None:
     """Does every term move the student? Asked of the first batch, in evaluation mode: nothing is changed by asking."""
     rows = row_order(len(data), seed, 0)[: live.options.batch_size].to(data.inputs.device)
     view = view_order(len(data), data.views, seed, 0).to(rows.device)[rows] if data.views > 1 else None
     batch = _moved(data.batch(rows, view), live.device)
     with evaluating(live.module):
-        live.objective.signal_test(lambda given: {task.signal: live.module(given.inputs).float()}, batch, live.parameters)
+        live.objective.signal_test(_speaking(live, task, read), batch, list(live.module.parameters()))
 
 
 def _identity(
