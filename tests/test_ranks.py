@@ -54,7 +54,10 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     two = started(TWO, ["distill", str(recipe), "--out", str(tmp_path / "two")])
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
-    assert two.stdout.count("exported ") == two.stdout.count("artifact ") == two.stdout.count("seed 0:") / 2 == 1
+    printed = two.stdout.splitlines()
+    for word in ("rows", "taught", "student", "control", "exported", "artifact"):
+        told = [line for line in printed if line.startswith(f"{word} ") and (word not in ("student", "control") or "seed 0" in line)]
+        assert len(told) == 1, (word, two.stdout)
     assert (tmp_path / "two" / "scorecard.json").exists()
     for name in ("student", "control"):
         folders = [tmp_path / run / "seed-0" / name for run in ("one", "two")]
@@ -77,9 +80,10 @@ def test_processes_that_cannot_join_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_leader_that_refuses_sends_the_others_home(tmp_path: Path) -> None:
+def test_a_budget_of_time_is_refused_at_once(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE.replace("epochs = 3", 'epochs = 3\nmax_time = "1m"'), encoding="utf-8")
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 3\nmax_time = 60"), encoding="utf-8")
     ended = started(TWO, ["train", str(recipe), "--out", str(tmp_path / "run")])
     assert ended.returncode != 0
     assert "U361" in ended.stderr
+    assert not (tmp_path / "run").exists()

@@ -107,6 +107,7 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
     ranks = Ranks.here()
     if ranks is None:
         return _distill(recipe, until, fresh, console, None)
+    ranks.check_budget(recipe.train.max_time)
     if not ranks.leads:
         return _follow(recipe, ranks)
     with ranks.leading():

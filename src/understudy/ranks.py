@@ -57,6 +57,15 @@ class Ranks:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
+    def check_budget(self, seconds: float | None) -> None:
+        """Refuse a budget of time, which the ranks would end at different steps."""
+        if seconds is not None:
+            raise InputError(
+                f"train.max_time = {seconds:g} goes by the clock, and {self.count} processes have as many: set train.epochs instead, or "
+                "train in one process",
+                code="U361",
+            )
+
     def share(self, rows: Tensor) -> tuple[Tensor, float]:
         """This rank's rows of a batch and their part of its mean; the few of a short last batch are done by every rank."""
         if len(rows) < 2 * self.count:

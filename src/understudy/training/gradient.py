@@ -151,12 +151,8 @@ def train(
         raise InputError("train.keep = 'best' and train.patience choose by validation rows, and there are none", code="U037")
     ranks = None if alone else Ranks.here()
     leads = ranks is None or ranks.leads
-    if ranks is not None and options.max_time is not None:
-        raise InputError(
-            f"train.max_time goes by the clock, and {ranks.count} processes have as many clocks: set train.epochs instead, or train in "
-            "one process",
-            code="U361",
-        )
+    if ranks is not None:
+        ranks.check_budget(options.max_time)
     checkpoints = Checkpoints(to, _identity(module, objective, data, task, options, seed))
     done = checkpoints.card()
     if done is not None and to is not None:
