@@ -108,6 +108,8 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
     if ranks is None:
         return _distill(recipe, until, fresh, console, None)
     ranks.check_budget(recipe.train.max_time)
+    if recipe.cohort is not None or recipe.chain or recipe.generations is not None:
+        ranks.refuse("cohorts, chains and generations")
     if not ranks.leads:
         return _follow(recipe, ranks)
     with ranks.leading():
@@ -124,7 +126,7 @@ def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     rows = run.rows.part("train")
     run.extra = make.synthetic_rows(recipe, rows, run.task)
     run.seen = _seen(run, rows if run.extra is None else _joined(rows, run.extra))
-    if called["taught"] is None:
+    if called["taught"] is None or recipe.teacher.members:
         prepare_teacher(run)
     else:
         run.taught = TransferSet.open(called["taught"], verify=False)

@@ -66,6 +66,13 @@ class Ranks:
                 code="U361",
             )
 
+    def refuse(self, what: str) -> None:
+        """Refuse what only one process can do yet."""
+        raise InputError(
+            f"{what} train in one process, and WORLD_SIZE asks for {self.count}: start it without torchrun or `accelerate launch`",
+            code="U362",
+        )
+
     def share(self, rows: Tensor) -> tuple[Tensor, float]:
         """This rank's rows of a batch and their part of its mean; the few of a short last batch are done by every rank."""
         if len(rows) < 2 * self.count:
