@@ -82,7 +82,7 @@ def test_processes_that_cannot_join_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_cohort_of_several_processes_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    cohort = RECIPE.replace('[teacher.train]\nmodel = "mlp"\noptions = { hidden = [32] }\nepochs = 2', "[cohort]\ncount = 2")
+    cohort = RECIPE.replace('[teacher.train]\nmodel = "mlp"\noptions = { hidden = [32] }\nepochs = 2', "[cohort]\nsize = 2")
     recipe.write_text(cohort, encoding="utf-8")
     ended = started(TWO, ["train", str(recipe), "--out", str(tmp_path / "run")])
     assert ended.returncode != 0
