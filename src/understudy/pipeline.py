@@ -126,9 +126,9 @@ def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     rows = run.rows.part("train")
     run.extra = make.synthetic_rows(recipe, rows, run.task)
     run.seen = _seen(run, rows if run.extra is None else _joined(rows, run.extra))
-    if called["taught"] is None or recipe.teacher.members:
-        prepare_teacher(run)
-    else:
+    prepare_teacher(run)
+    _wire(run, make.build_objective(recipe, run.task, rows.labels))
+    if called["taught"] is not None:
         run.taught = TransferSet.open(called["taught"], verify=False)
     for seed in recipe.seeds:
         train_pair(run, seed)
