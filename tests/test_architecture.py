@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "understudy"
 ROW = {
     "errors": 0,
     "losses": 1,
+    "ranks": 1,
     "signals": 1,
     "tasks": 1,
     "schedules": 1,

@@ -184,6 +184,12 @@ SMALL = {
     "california_housing": Small(california, ("rows.synthetic=1", FEW_TREES), "r2", 0.5),
     "covertype15k": Small(covertype, ("rows.synthetic=1", FEW_TREES), "accuracy", 0.4),
     "digits": Small(None, ("rows.synthetic=1", "teacher.train.options.hidden=[32]", "teacher.train.epochs=8"), "accuracy", 0.6),
+    "digits_assistant": Small(
+        None,
+        ("teacher.train.options.hidden=[32]", "teacher.train.epochs=8", 'chain=[{model="mlp", options={hidden=[16]}}]', "train.epochs=8"),
+        "accuracy", 0.2,
+    ),
+    "digits_mutual": Small(None, ("train.epochs=8",), "accuracy", 0.4),
     "fashion_mnist": Small(
         twenty_eight("fashion_mnist", class_names=True),
         ("teacher.train.options.width=4", "teacher.train.epochs=4", "student.options.width=2", "train.epochs=4", "train.batch_size=32",

@@ -35,6 +35,7 @@ from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
 from understudy.objectives import Objective
+from understudy.ranks import Ranks
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import Signals, is_answered
 from understudy.store.transfer_set import TransferSet, find_keys
@@ -100,8 +101,41 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
 
     Raises PreflightError with every problem found before training, RequirementError when a gate of
     `measure.require` is not met. The run's folder is continued when it holds this recipe, refused when it holds
-    another one; `fresh` starts students over (the transfer set is kept, since it is keyed by content).
+    another one; `fresh` starts students over (the transfer set is kept, since it is keyed by content). Under torchrun or
+    `accelerate launch` all processes train, and the first does everything else; the others get an empty scorecard.
     """
+    ranks = Ranks.here()
+    if ranks is None:
+        return _distill(recipe, until, fresh, console, None)
+    ranks.check_budget(recipe.train.max_time)
+    if recipe.cohort is not None or recipe.chain or recipe.generations is not None:
+        ranks.refuse("cohorts, chains and generations")
+    if not ranks.leads:
+        return _follow(recipe, ranks)
+    with ranks.leading():
+        return _distill(recipe, until, fresh, console, ranks)
+
+
+def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
+    """Train beside the leader, once it has checked and taught; writes and prints nothing."""
+    called = ranks.same(None)
+    if called is None:
+        return {}
+    run = Run(recipe, Path(recipe.out), Console(quiet=True))
+    run.loaded = make.load_rows(recipe, run.folder / "cache")
+    rows = run.rows.part("train")
+    run.extra = make.synthetic_rows(recipe, rows, run.task)
+    run.seen = _seen(run, rows if run.extra is None else _joined(rows, run.extra))
+    prepare_teacher(run)
+    _wire(run, make.build_objective(recipe, run.task, rows.labels))
+    if called["taught"] is not None:
+        run.taught = TransferSet.open(called["taught"], verify=False)
+    for seed in recipe.seeds:
+        train_pair(run, seed)
+    return {}
+
+
+def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None, ranks: Ranks | None) -> dict[str, Any]:
     run = open_run(recipe, console or Console(stderr=False), fresh=fresh)
     finished = run.folder / "scorecard.json"
     last = STAGES.index(until)
@@ -117,6 +151,8 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
         students = learn_together(run)
     elif last >= 2:
         train_links(run)
+        if ranks is not None and not make.is_estimator(recipe.student.model):
+            ranks.call({"taught": None if run.taught is None else str(run.taught.folder)})
         students = {seed: train_pair(run, seed) for seed in recipe.seeds}
         if recipe.generations is None:
             run.warn(_beside_control(run, students))
@@ -593,7 +629,7 @@ def train_teacher(run: Run) -> Teacher:
         said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
     )
     objective = make.build_label_objective(said, run.task, rows.labels)
-    _fit(run, teacher, objective, everything, said, said.seed, folder, "teacher")
+    _fit(run, teacher, objective, everything, said, said.seed, folder, "teacher", alone=True)
     return teacher
 
 
@@ -1112,7 +1148,9 @@ def _validation(run: Run) -> Callable[[Student], dict[str, float]]:
     return validate
 
 
-def _fit(run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str) -> None:
+def _fit(
+    run: Run, student: Student, objective: Any, data: TrainingSet, options: Any, seed: int, folder: Path, name: str, *, alone: bool = False
+) -> None:
     validate = _validation(run)
     assert student.module is not None
     done = train(
@@ -1126,6 +1164,7 @@ def _fit(run: Run, student: Student, objective: Any, data: TrainingSet, options:
         validate=lambda module: validate(student),
         metric=run.task.metric if data.labels is not None else "agreement",
         name=name,
+        alone=alone,
     )
     word, *rest = name.split()
     text = f"{_count(student)}, {done.epochs} epochs, {done.seconds:.0f} s"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from understudy.errors import InputError, did_you_mean
 from understudy.losses import ensembles
 from understudy.objectives import Objective
+from understudy.ranks import Ranks
 from understudy.recipe import OptimizerSection
 from understudy.signals import Batch
 from understudy.students.student import device_of, evaluating, load_weights
@@ -96,6 +97,9 @@ def train_cohort(
     only when no member has patience left. Killed at any moment, the same call goes on to the same weights, bit for bit.
     """
     _refuse(modules, objective, data, task, method, target)
+    ranks = Ranks.here()
+    if ranks is not None:
+        ranks.refuse("cohorts")
     if validate is None and (options.keep == "best" or options.patience is not None):
         raise InputError("train.keep = 'best' and train.patience choose by validation rows, and there are none", code="U037")
     whole = nn.ModuleList(modules)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from understudy.errors import InputError
 from understudy.features import signal_of
 from understudy.objectives import Objective
+from understudy.ranks import Ranks
 from understudy.recipe import OptimizerSection
 from understudy.signals import Batch, Signals
 from understudy.students.student import device_of, evaluating, load_weights
@@ -137,28 +138,37 @@ def train(
     metric: str = "accuracy",
     progress: bool = True,
     name: str = "student",
+    alone: bool = False,
 ) -> Trained:
     """Train `module` in place and leave its weights in `to`, complete when card.json is there.
 
     `validate` sees the module in evaluation mode after every epoch; `metric` names the figure (larger is better) that
     `patience` and `keep = "best"` go by. Killed at any moment, the same call goes on to the same weights, bit for bit
-    (under `max_time`, to the same budget). TrainingError U030 for a dead term, U031 for a loss that is not finite.
+    (under `max_time`, to the same budget). Under torchrun every rank calls it, unless `alone`: see understudy.ranks.
+    TrainingError U030 for a dead term, U031 for a loss that is not finite.
     """
     if validate is None and (options.keep == "best" or options.patience is not None):
         raise InputError("train.keep = 'best' and train.patience choose by validation rows, and there are none", code="U037")
+    ranks = None if alone else Ranks.here()
+    leads = ranks is None or ranks.leads
+    if ranks is not None:
+        ranks.check_budget(options.max_time)
+        if KEYS in objective.reads:
+            ranks.refuse("terms that remember rows (a memory bank)")
     checkpoints = Checkpoints(to, _identity(module, objective, data, task, options, seed))
     done = checkpoints.card()
     if done is not None and to is not None:
         load_weights(module, to / WEIGHTS)
         return Trained(done["history"], done["epochs"], done["steps"], done["seconds"], done["best"])
     home, device, modes = device_of(module), device_named(options.device), [(part, part.training) for part in module.modules()]
-    journal = Journal(to, name, bar=progress)
+    journal = Journal(to if leads else None, name, bar=progress and leads)
+    journal.console.quiet = not leads
     data = data.with_keys() if KEYS in objective.reads else data
     try:
         with taps(module, objective.layers) as read, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             live = Live(_laid_out(module.to(device), torch.channels_last), objective.to(device), options)
-            at = _loop(live, data.near(device), task, seed, checkpoints, journal, validate, metric, read)
+            at = _loop(live, data.near(device), task, seed, checkpoints, journal, validate, metric, read, ranks)
     finally:
         journal.close()
         _laid_out(module.to(home), torch.contiguous_format)
@@ -166,7 +176,10 @@ def train(
         for part, training in modes:
             part.training = training
     trained = Trained(at.history, at.epoch, at.step, at.seconds, at.best)
-    checkpoints.finish(module, vars(trained))
+    if leads:
+        checkpoints.finish(module, vars(trained))
+    if ranks is not None:
+        ranks.same(None)  # nobody goes on before the files are there
     return trained
 
 
@@ -180,6 +193,7 @@ def _loop(
     validate: Validate | None,
     metric: str,
     read: Signals,
+    ranks: Ranks | None,
 ) -> Position:
     """Every epoch, every step, from wherever a checkpoint left off; `read` holds the layers of the last forward pass."""
     module, objective, options, device = live.module, live.objective, live.options, live.device
@@ -192,6 +206,9 @@ def _loop(
         live.restore(kept)
     at = live.at
     journal.open(at.step, per_epoch * options.epochs)
+    leads = ranks is None or ranks.leads
+    if ranks is not None:
+        ranks.level(module, objective)
     if at.step == 0 and options.epochs:
         _signal_test(live, data, task, seed, read)
     before, started = at.seconds, time.perf_counter()
@@ -209,36 +226,44 @@ def _loop(
             for group in live.optimizer.param_groups:
                 group["lr"] = lr
             rows_of_step = sum(map(len, batches))
-            for rows in batches:
+            for whole in batches:
+                rows, part = (whole, 1.0) if ranks is None else ranks.share(whole)
                 batch = _moved(data.batch(rows, None if view is None else view[rows]), device)
                 with _precision(device, options.precision):
                     answer = module(batch.inputs)
                 answer = answer.float()
                 # what a layer gave is held by `read` until the next pass
                 total, terms = objective({task.signal: answer, **_features(read)} if read else {task.signal: answer}, batch)
-                journal.note(at.step + 1, total, terms)
-                loss = total if len(batches) == 1 else total * (len(rows) / rows_of_step)
+                journal.note(at.step + 1, *((total, terms) if ranks is None else ranks.averaged(total, terms, part)))
+                weight = part * len(whole) / rows_of_step
+                loss = total if weight == 1.0 else total * weight
                 (loss if live.scaler is None else live.scaler.scale(loss)).backward()
+            if ranks is not None:
+                ranks.add_gradients(live.parameters)
             live.step()
 
             at.step, at.within, at.seconds = at.step + 1, at.within + 1, before + time.perf_counter() - started
             said = {"step": at.step, "epoch": at.epoch + 1, "seconds": at.seconds}
             if at.step % log_every == 0:  # and not since the last: a resumed run must balance its weights at the same steps
                 shares = _shares(live, task, answer, batch, read)
+                shares = shares if ranks is None else ranks.same(shares)
                 objective.balance(shares)
                 journal.write({**said, "moving": objective.moved()} if objective.moves else said, shares=shares, lr=lr)
-            if at.within < per_epoch and checkpoints.due(epoch_end=False):
+            if leads and at.within < per_epoch and checkpoints.due(epoch_end=False):
                 journal.write(said, lr=lr)
                 checkpoints.save({**live.state(), "weak": journal.weak})
             if options.max_time is not None and at.seconds >= options.max_time and at.epoch:
                 break
 
         loss_now = journal.write(said, lr=lr)
-        figures = _validated(validate, live)
+        if ranks is not None:
+            ranks.level(module)  # the statistics of batch norms are each rank's own until here
+        figures = _validated(validate if leads else None, live)
+        figures = figures if ranks is None else ranks.same(figures)
         at.seconds = before + time.perf_counter() - started
         live.end_epoch(loss_now, figures, metric)
         journal.score(said, figures)
-        if checkpoints.due(epoch_end=True):
+        if leads and checkpoints.due(epoch_end=True):
             checkpoints.save({**live.state(), "weak": journal.weak})
 
     chosen = live.best if options.keep == "best" and live.best is not None else live.average
