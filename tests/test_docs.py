@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from understudy import recipe as recipes
+from understudy.signals import Batch
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,6 +58,20 @@ def test_toml_snippets_are_recipes(page: Path) -> None:
 def test_python_snippets_compile(page: Path) -> None:
     for snippet in blocks(page, "python"):
         assert compile(snippet, page.name, "exec")
+
+
+def test_snippets_on_extending_run() -> None:
+    own_loss, own_term = blocks(ROOT / "docs" / "extending.md", "python")
+    names: dict[str, Any] = {}
+    exec(own_loss, names)
+    exec(own_term, names)
+    student = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    assert names["confident_target"](student, teacher).shape == (2,)
+    total, terms = names["objective"]({"logits": student}, Batch(student, torch.tensor([0, 0]), None, {"logits": teacher}))
+    total.backward()
+    assert terms["mistakes"] > 0
+    assert student.grad is not None and student.grad.abs().sum() > 0
 
 
 def test_every_option_is_named_in_the_tables() -> None:
