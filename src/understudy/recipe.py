@@ -211,7 +211,7 @@ class TermSection(Section):
     """One term of the objective."""
 
     loss: str = Field(description="its place in understudy.losses (logits.soft_target) or module:function")
-    weight: Annotated[float, Field(ge=0)] | str | dict[str, Any] = Field(
+    weight: float | str | dict[str, Any] = Field(
         1.0, description='a number, {schedule = "linear", start = 0, end = 1, warmup = 0.1}, {share = 0.3} or module:function of progress'
     )
     features: Literal["auto"] | None = Field(None, description="pair the layers of both networks: the same as leaving them out")
@@ -221,6 +221,14 @@ class TermSection(Section):
         None, description="what makes their shapes alike, trained and thrown away"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="of the loss; temperature may be a schedule or {learned = true}")
+
+    @field_validator("weight")
+    @classmethod
+    def _not_negative(cls, value: float | str | dict[str, Any]) -> float | str | dict[str, Any]:
+        # here and not in the annotation, where a wrong number would be told once for each kind of value
+        if isinstance(value, float) and not value >= 0:
+            raise ValueError("Input should be greater than or equal to 0")
+        return value
 
     @field_validator("options")
     @classmethod
