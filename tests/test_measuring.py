@@ -13,6 +13,7 @@ from sklearn import metrics
 from understudy.errors import InputError, RequirementError
 from understudy.measuring import _bootstrap, _calibration, _cost, _fidelity, _quality, scorecard
 from understudy.measuring._answers import probabilities
+from understudy.measuring._rendering import remarks
 from understudy.measuring.scorecard import compare, cost, enforce, measure, parse_gates, quality, render, require, to_markdown
 from understudy.tasks import Task
 
@@ -317,3 +318,9 @@ def test_figures_of_one_model_by_hand_and_by_the_pipeline_agree() -> None:
     card = measure({"teacher": [teacher], "student": [answers]}, None, ABC, resamples=100)
     told = {name: figure["mean"] for name, figure in card["models"]["student"]["fidelity"].items()}
     assert scorecard.fidelity(answers, teacher, ABC) == told
+
+
+def test_a_student_below_its_control_closes_no_gap() -> None:
+    said = {"gap_closed": -0.25, "worst_class_drop": None, "notes": [], "warnings": [], "overrides": []}
+    assert "the student is further from the teacher than the control is, by 25% of their gap" in remarks(said)
+    assert "25% of the gap between control and teacher is closed" in remarks(said | {"gap_closed": 0.25})

@@ -112,7 +112,9 @@ def remarks(scorecard: Mapping[str, Any]) -> list[str]:
     """Sentences on what a mean hides."""
     lines = []
     if scorecard["gap_closed"] is not None:
-        lines.append(f"{scorecard['gap_closed']:.0%} of the gap between control and teacher is closed")
+        closed = scorecard["gap_closed"]
+        said = f"{closed:.0%} of the gap between control and teacher is closed"
+        lines.append(said if closed >= 0 else f"the student is further from the teacher than the control is, by {-closed:.0%} of their gap")
     worst = scorecard["worst_class_drop"]
     if worst and worst["drop"] > 0:
         lost = f"{100 * worst['drop']:.1f} points ({worst['rows']:,} rows)"
