@@ -42,8 +42,9 @@ ROW = {
     "exporting": 5,
     "wiring": 5,
     "make": 6,
-    "pipeline": 7,
-    "cli": 8,
+    "stages": 7,
+    "pipeline": 8,
+    "cli": 9,
 }
 """A module imports only from a smaller row."""
 

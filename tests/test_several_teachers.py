@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from understudy import pipeline
+from understudy import make
 from understudy.answers import UNKNOWN, combined, known_columns
 from understudy.errors import InputError, RecipeError, TeacherError
 from understudy.losses.ensembles import confidence_weights, mean_of_probabilities
@@ -121,13 +121,13 @@ def test_experts_of_some_classes_teach_all_of_them(experts: Path, tmp_path: Path
     teacher = card["models"]["teacher"]["quality"]["accuracy"]["mean"]
     assert teacher > 0.6
     heard: list[dict[str, Tensor]] = []
-    made = pipeline.make.training_set
+    made = make.training_set
 
     def watched(*given: Any, **options: Any) -> Any:
         heard.append(given[3])
         return made(*given, **options)
 
-    monkeypatch.setattr(pipeline.make, "training_set", watched)
+    monkeypatch.setattr(make, "training_set", watched)
     distill(parse(said(experts, tmp_path / "near", combine="confidence")))
     distill(parse(said(experts, tmp_path / "again")))
     near, mean = heard[0]["logits"], heard[2]["logits"]

@@ -1,0 +1,132 @@
+"""The second stage: the teacher loaded or trained, its classes matched by name, scored on validation rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from understudy import checks, make
+from understudy.answers import is_placeholder, known_columns, match_classes
+from understudy.data.rows import Rows
+from understudy.data.views import WITHOUT_END
+from understudy.errors import PreflightError, RecipeError, TeacherError
+from understudy.measuring import scorecard as cards
+from understudy.stages._fitting import fit_network
+from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of
+from understudy.teachers import Matched, Teacher, check_missing, check_teacher, max_missing, remotes
+
+
+def prepare_teacher(run: Run) -> None:
+    """Load or train the teacher, match its classes by name, score it on the validation rows, test its manners."""
+    said, task = run.recipe.teacher, run.task
+    if said.cohort:
+        return  # nobody comes before a cohort: learn_together makes one
+    validation = run.rows.part("validation")
+    if said.train is not None:
+        teacher = train_teacher(run)
+    else:
+        loaded = load_teachers(run)
+        teacher = loaded[0]
+        if said.members:
+            members = [_member(run, each, validation, number) for number, each in enumerate(loaded, 1)]
+            teacher = run.ensemble = make.build_ensemble(members, task, said.members, said.combine)
+    try:
+        run.teacher = _matched(run, teacher, validation)
+    except TeacherError as error:
+        # one that answers at random shows a wrong order of classes too: say first what is behind it
+        manners = check_teacher(teacher, first_inputs(validation, 64))
+        raise (PreflightError([*manners, *problems_of(error)]) if manners else error) from None
+    problems = check_teacher(run.teacher, first_inputs(validation, 64))
+    answers, validation = _scored(run, validation)
+    figures = cards.quality(answers, validation.labels, task) if validation.labels is not None else {}
+    score = figures.get(task.metric)
+    found = checks.check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
+    problems = [problem for problem in problems if problem.code not in {other.code for other in found}] + found
+    run.warn(checks.raise_errors(problems))
+    trusted = said.trust or any(member.trust for member in said.members)
+    given = {"trust": trusted, "accept_score": said.accept_score, "accept_mapping": said.accept_mapping}
+    run.overrides += [f"teacher.{name} = true" for name, there in given.items() if there]
+    shown = " · ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no labels to score it on"
+    run.teacher_score = score
+    run.teacher_line = f"{run.teacher.name}: validation {shown}"
+    run.say("teacher", run.teacher_line)
+
+
+def load_teachers(run: Run) -> list[Teacher]:
+    """The teachers of the recipe; those asked over a network say what that will take before they are asked anything."""
+    said, rows = run.recipe.teacher, run.rows
+    loaded = [make.load_teacher(member, run.task, rows, run.folder / "cache") for member in said.members or [said]]
+    further = int(np.count_nonzero(rows.split == "train")) * run.recipe.rows.synthetic
+    for teacher in loaded:
+        for remote in remotes(teacher):
+            run.say("quote", remote.quote(rows.inputs, further))
+    return loaded
+
+
+def _scored(run: Run, rows: Rows) -> tuple[np.ndarray[Any, Any], Rows]:
+    """The teacher's answers to these rows, and the rows; those it has no answer to are left out, and said."""
+    assert run.teacher is not None
+    answers = answers_of(run.teacher, rows.inputs, run.task)
+    if not remotes(run.teacher):
+        return answers, rows
+    check_missing(torch.from_numpy(answers), max_missing(run.teacher), run.teacher.name, "validation rows")
+    there = answered_rows(answers)
+    return answers[there], rows.take(there)
+
+
+def _member(run: Run, teacher: Teacher, validation: Rows, number: int) -> Teacher:
+    """One of several teachers, which may know some of the classes only, by name."""
+    task, names = run.task, teacher.classes
+    if names is None or not task.classes:
+        return _matched(run, teacher, validation)
+    try:
+        order = known_columns(names, task)
+    except TeacherError as error:
+        if all(map(is_placeholder, names)):
+            return _matched(run, teacher, validation)
+        raise TeacherError(f"teacher.members {number} ({teacher.name}): {error.args[0]}", code=error.code) from None
+    # plain numbers are names only where each of them is one of the data's
+    if min(order) >= 0 or (all(map(is_placeholder, names)) and sum(column >= 0 for column in order) < len(names)):
+        return _matched(run, teacher, validation)
+    known = [name for name, column in zip(task.classes, order, strict=True) if column >= 0]
+    run.say("classes", f"member {number} knows {len(known)} of {len(task.classes)} classes: {', '.join(known[:12])}")
+    return Matched(teacher, order, task=task)
+
+
+def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
+    task = run.task
+    if task.kind == "regression":
+        return teacher
+    known = np.zeros(0, dtype=np.int64) if validation.labels is None else np.flatnonzero(task.labelled(validation.labels))[:2000]
+    some = validation.take(known if len(known) else slice(0, 8))
+    answers = teacher.signals(some.inputs)[task.signal]
+    if remotes(teacher):
+        there = answered_rows(answers.numpy())
+        answers, some = answers[torch.from_numpy(there)], some.take(there)
+    match = match_classes(teacher.classes, task, answers, some.labels if len(known) else None, accept=run.recipe.teacher.accept_mapping)
+    run.say("classes", match.sentence)
+    if match.order == tuple(range(answers.shape[1])) and answers.shape[1] == task.outputs:
+        return teacher
+    return Matched(teacher, match.order, task=task)
+
+
+def train_teacher(run: Run) -> Teacher:
+    """A teacher from the labels, with the same loop as the student."""
+    said = run.recipe.teacher.train
+    assert said is not None and run.loaded is not None
+    rows = run.rows.part("train")
+    if rows.labels is None:
+        raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U064")
+    folder = run.folder / "teacher"
+    if said.model in ("forest", "boosted"):
+        return make.train_estimator_teacher(said, run.task, rows, folder)
+    seen = make.build_views(said, rows, run.loaded.encoding)
+    everything = make.training_set(run.loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
+    teacher = make.build_student(
+        said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
+    )
+    objective = make.build_label_objective(said, run.task, rows.labels)
+    fit_network(run, teacher, objective, everything, said, said.seed, folder, "teacher", alone=True)
+    return teacher

@@ -1,0 +1,304 @@
+"""The fourth stage: assistants, generations or a cohort where the recipe has them, then student and control of each seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from understudy import checks, make, wiring
+from understudy.data.rows import Rows
+from understudy.data.views import WITHOUT_END
+from understudy.errors import Problem, RecipeError, TransferSetError
+from understudy.objectives import Objective
+from understudy.recipe import Recipe
+from understudy.signals import Signals
+from understudy.stages._fitting import count_of, fit_network, parameters_of, told_figures, validation_of
+from understudy.stages._run import Run, first_inputs, join_rows, write_json
+from understudy.stages._speaker import wire_layers
+from understudy.students.student import Student
+from understudy.teachers import Ensemble, Teacher
+from understudy.teaching import teach
+from understudy.training.chain import Link, check_sizes, train_chain
+from understudy.training.cohort import cohort_objective, train_cohort
+from understudy.training.gradient import Ask, Trained, TrainingSet, Validate
+from understudy.training.trees import fit_estimator
+
+
+def train_pair(run: Run, seed: int) -> dict[str, Student]:
+    """The student and its control: same initialisation, row order, views and steps; only the teacher differs."""
+    recipe, task = run.recipe, run.task
+    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+    wire_layers(run, objective)
+    full = _lesson(run, objective)
+    student = _one(run, "student", full, objective, recipe.train, seed, run.folder / f"seed-{seed}" / "student", full.inputs)
+    return {"student": student, **_control(run, seed, full)}
+
+
+def _lesson(run: Run, objective: Objective) -> TrainingSet:
+    """The training rows with what the speaker says of them."""
+    assert run.loaded is not None
+    rows = run.rows.part("train")
+    said = rows if run.extra is None else join_rows(rows, run.extra)
+    teacher, ask = _evidence(run, said, objective)
+    return make.training_set(run.loaded, rows, run.extra, teacher, views=run.views, augment=run.seen, ask=ask)
+
+
+def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
+    """The same student on the labels alone, with as many steps; nothing where there is no label."""
+    recipe, task, rows = run.recipe, run.task, run.rows.part("train")
+    assert run.loaded is not None
+    if not recipe.control:
+        return {}
+    if rows.labels is None or not task.labelled(rows.labels).any():
+        run.warn([Problem("U066", "no training row has a label, so no control can be trained: gain unknown", "warning")])
+        return {}
+    alone = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen, only_labelled=True)
+    options = make.with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
+    labels_only = make.build_label_objective(recipe.train, task, rows.labels)
+    folder = run.folder / f"seed-{seed}" / "control"
+    return {"control": _one(run, "control", alone, labels_only, options, seed, folder, full.inputs[: len(rows)])}
+
+
+def _untrained(run: Run, model: str, options: dict[str, Any], encoded: torch.Tensor, seed: int) -> Student:
+    assert run.loaded is not None
+    real = encoded[: int(np.count_nonzero(run.rows.split == "train"))]
+    return make.build_student(model, options, run.loaded, real, run.rows.part("train").labels, seed=seed, name=model)
+
+
+def train_links(run: Run) -> None:
+    """Assistants and earlier generations, each on a transfer set of what the one before it says."""
+    recipe, task = run.recipe, run.task
+    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+    links = _links(run)
+    if not links:
+        return
+    assert run.teacher is not None
+    student = _untrained(run, recipe.student.model, recipe.student.options, _encoded(run), 0)
+    assistants = [(link.title, link.student.parameters()) for link in links[: len(recipe.chain)]]
+    if assistants:
+        run.warn(check_sizes([("the teacher", parameters_of(run.teacher)), *assistants, ("the student", student.parameters())]))
+
+    def lesson(speaker: Teacher, folder: Path) -> TrainingSet:
+        _hear(run, speaker, folder)
+        return _lesson(run, objective)
+
+    def done(link: Link, trained: Trained) -> None:
+        run.middle[link.title] = [link.student]
+        run.say("link", f"{link.title}: {count_of(link.student)}, {trained.epochs} epochs{told_figures(run, link.student)}")
+
+    validate = validation_of(run)
+    metric = task.metric if run.rows.labels is not None else "agreement"
+    last = train_chain(
+        run.teacher, links, objective, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done
+    )
+    _hear(run, last, run.folder / "chain" / "last")
+
+
+def _links(run: Run) -> list[Link]:
+    """The networks between teacher and student as the recipe has them, untrained."""
+    recipe, encoded, links = run.recipe, _encoded(run), []
+    for number, said in enumerate(recipe.chain, 1):
+        student = _untrained(run, said.model, said.options, encoded, said.seed)
+        links.append(Link(f"assistant {number}", f"assistant-{number}", student, said.train or recipe.train, said.seed))
+    for number in range(1, recipe.generations.count if recipe.generations is not None else 1):
+        # far from the seeds of students: generations differ in how they begin as well
+        seed = 1000 + number
+        student = _untrained(run, recipe.student.model, recipe.student.options, encoded, seed)
+        links.append(Link(f"generation {number}", f"generation-{number}", student, recipe.train, seed))
+    return links
+
+
+def _encoded(run: Run) -> torch.Tensor:
+    assert run.loaded is not None
+    rows = run.rows.part("train")
+    return make.encode(rows.inputs, rows.kind, run.loaded.encoding)
+
+
+def _hear(run: Run, speaker: Teacher, folder: Path) -> None:
+    """From here on this one speaks of the training rows; what it says is kept in the folder unless it answers in the loop."""
+    run.speaker = speaker
+    if speaker is run.teacher or run.recipe.teaching.views == "live":
+        return
+    said, rows = run.recipe.teaching, run.rows.part("train")
+    asked = rows if run.extra is None else join_rows(rows, run.extra)
+    spec = None if run.seen is None else run.seen.spec
+    run.taught = teach(
+        speaker,
+        asked,
+        folder,
+        task=run.task,
+        batch_size=said.batch_size,
+        dtype=said.dtype,
+        shard_rows=said.shard_rows,
+        views=run.views,
+        augment=run.seen,
+        view_spec=spec,
+    )
+
+
+def learn_together(run: Run) -> dict[int, dict[str, Student]]:
+    """The cohort of every seed, its first member being the student, and the controls; then what the first cohort says together."""
+    recipe, task, rows = run.recipe, run.task, run.rows.part("train")
+    said = recipe.cohort
+    assert said is not None and run.loaded is not None
+    if said.method == "collaborative" and not task.single_label:
+        raise RecipeError(
+            f"cohort.method = 'collaborative' is for classes that exclude each other, the task is {task.kind}: use 'mutual'", code="U352"
+        )
+    run.seen = make.build_views(recipe.train, rows, run.loaded.encoding)
+    run.views = 1 if run.seen is None else WITHOUT_END
+    full = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen)
+    models = [(recipe.student.model, recipe.student.options)]
+    models += [(each.model, each.options) for each in said.members] or models * (said.count - 1)
+    objective = cohort_objective(task, said.method, temperature=said.temperature, weight=said.weight)
+    made, cohorts = {}, []
+    for seed in recipe.seeds:
+        students = [_untrained(run, model, options, full.inputs, seed + 1000 * number) for number, (model, options) in enumerate(models)]
+        run.warn(checks.raise_errors([each for student in students for each in _fit_to_learn(run, student, full)]))
+        done = train_cohort(
+            [student.module for student in students if student.module is not None],
+            objective,
+            full,
+            task=task,
+            options=recipe.train,
+            seed=seed,
+            method=said.method,
+            target=said.target,
+            own_views=said.own_views,
+            to=run.folder / f"seed-{seed}" / "cohort",
+            validate=_watching(run, students),
+            metric=task.metric,
+            name=f"cohort {seed}, member",
+        )
+        for number, student in enumerate(students, 1):
+            who = "the student" if number == 1 else f"member {number}"
+            run.say("cohort", f"seed {seed}: {who}, {count_of(student)}, {done[0].epochs} epochs{told_figures(run, student)}")
+        made[seed] = {"student": students[0], **_control(run, seed, full)}
+        cohorts.append(students)
+    for number in range(2, len(models) + 1):
+        run.middle[f"member {number}"] = [students[number - 1] for students in cohorts]
+    run.teacher = Ensemble(cohorts[0], task=task)
+    run.teacher.name = f"the mean of the cohort of seed {recipe.seeds[0]}"
+    run.teacher_line = f"none came before: measured in its place is {run.teacher.name}"
+    run.say("teacher", run.teacher_line)
+    rest = run.rows.take(np.flatnonzero(run.rows.split != "train"))
+    run.held_out = teach(run.teacher, rest, run.folder / "cohort" / "held_out", task=task)
+    return made
+
+
+def _fit_to_learn(run: Run, student: Student, data: TrainingSet) -> list[Problem]:
+    return checks.check_student(student, run.task, data.inputs[:32], batch_size=run.recipe.train.batch_size, rows=len(data))
+
+
+def _watching(run: Run, students: list[Student]) -> list[Validate]:
+    validate = validation_of(run)
+    return [lambda module, student=student: validate(student) for student in students]  # type: ignore[misc]
+
+
+def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask | None]:
+    """The speaker's signals of these rows in memory, or the way to ask for those of a batch.
+
+    Trees take the plain row's answers; so do several views, whose answers are read batch by batch.
+    """
+    task, trees = run.task, make.is_estimator(run.recipe.student.model)
+    reads = list(objective.hears)
+    weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
+    if run.speaker is not None and run.speaker is not run.teacher:
+        weighed = None  # an assistant has learned what its teachers say together
+    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.signals]
+    if lacking:
+        assert run.taught is not None
+        raise TransferSetError(
+            f"a term reads {lacking[0]}, and the transfer set {run.taught.folder} holds {', '.join(run.taught.signals)}. Delete it "
+            "and run the same command: the teacher is asked again",
+            code="U341",
+        )
+    everything = torch.arange(len(rows))
+    if run.taught is None:
+        speaker = run.speaker or run.teacher
+        assert speaker is not None
+        if trees:
+            return speaker.signals(rows.inputs), None
+        ask = make.live_answers(speaker, rows, run.seen)
+        return {}, ask if weighed is None else make.weighed_answers(ask, weighed, _labels(run, len(rows)), make.temperature_of(objective))
+    sparse = run.taught.sparse(task.signal)
+    temperature = make.temperature_of(objective) if sparse or weighed is not None else None
+    if weighed is not None:
+        reads = [*reads, *(f"teachers/{name}/{task.signal}" for name in weighed.names)]
+    ask = make.stored_answers(run.taught, rows.keys, reads or [task.signal], temperature=temperature if sparse else None)
+    if weighed is not None and temperature is not None:
+        ask = make.weighed_answers(ask, weighed, _labels(run, len(rows)), temperature)
+    if not trees and (run.views > 1 or sparse):
+        return {}, ask
+    if trees and weighed is None:
+        return {task.signal: run.taught.gather(task.signal, run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64))}, None
+    said = ask(everything, torch.zeros_like(everything), everything)
+    return {name: value for name, value in said.items() if not name.startswith("teachers/")}, None
+
+
+def _labels(run: Run, count: int) -> torch.Tensor:
+    """The class of each training row and of those made from them, -1 where there is none."""
+    labels = torch.full((count,), -1)
+    given = run.rows.part("train").labels
+    if given is not None:
+        labels[: len(given)] = torch.from_numpy(np.asarray(given))
+    return labels
+
+
+def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, seed: int, folder: Path, fitted_on: torch.Tensor) -> Student:
+    recipe = run.recipe
+    assert run.loaded is not None
+    student = _untrained(run, recipe.student.model, recipe.student.options, fitted_on, seed)
+    if not make.is_estimator(recipe.student.model):
+        problems = checks.check_student(
+            student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
+        )
+        run.warn(checks.raise_errors(problems))
+        if objective.reads_layers:
+            assert run.speaker is not None
+            inputs = first_inputs(run.rows.part("train"), wiring.ROWS)
+            keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
+            wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
+            counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
+            run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
+        fit_network(run, student, objective, data, options, seed, folder, f"{name} {seed}")
+        return student
+    if (folder / "card.json").exists():
+        return Student.load(folder, run.task)
+    features = student.features(data.inputs)
+    signal = data.teacher.get(run.task.signal)
+    student.estimator = fit_estimator(
+        student.estimator,
+        features,
+        task=run.task,
+        labels=None if data.labels is None else data.labels.numpy(),
+        teacher=None if signal is None else signal.numpy(),
+        alpha=recipe.objective.alpha,
+        temperature=recipe.objective.temperature if recipe.objective.target == "soft" and "temperature" in _set(recipe) else 1.0,
+        target=recipe.objective.target,
+        answered=None if signal is None or data.answered is None else data.answered.numpy(),
+    )
+    student.save(folder)
+    write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
+    run.say(name, f"seed {seed}: {recipe.student.model}, {count_of(student)}" + told_figures(run, student))
+    return student
+
+
+def beside_control(run: Run, students: dict[int, dict[str, Student]]) -> list[Problem]:
+    """What the validation rows say of the teacher beside the control."""
+    metric, validate = run.task.metric, validation_of(run)
+    scores = [validate(pair["control"]).get(metric) for pair in students.values() if "control" in pair]
+    known = [score for score in scores if score is not None]
+    return checks.check_gain(run.teacher_score, float(np.mean(known)) if known else None, metric)
+
+
+def _larger(run: Run) -> int | None:
+    """The size that the student should stay below; None where it is meant to be the same."""
+    return None if run.recipe.generations is not None else parameters_of(run.teacher)
+
+
+def _set(recipe: Recipe) -> set[str]:
+    return recipe.objective.model_fields_set
