@@ -16,11 +16,12 @@ from torch import nn
 from understudy.adapters import boosters, callables, predictions, timm_models, torch_module
 from understudy.adapters import sklearn as estimators
 from understudy.adapters._loading import RawPreparation
+from understudy.checks.teachers import check_teacher
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.errors import MissingExtraError, TeacherError
 from understudy.tasks import Task
-from understudy.teachers import FakeTeacher, Matched, check_teacher
+from understudy.teachers import FakeTeacher, Matched
 
 torch.set_num_threads(1)
 TWO = Task("binary", ("0", "1"))

@@ -27,6 +27,7 @@ ROW = {
     "contrasts": 2,
     "terms": 2,
     "data": 2,
+    "catalogue": 3,
     "features": 3,
     "objectives": 4,
     "store": 2,

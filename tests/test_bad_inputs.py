@@ -443,7 +443,7 @@ REFUSED = [
         ("U063 student.options for mlp: there is no 'hiden'; did you mean 'hidden'?",), GOOD),
     Bad(30, "the student is misspelt", student("tre"), ("U063 no model 'tre'; did you mean 'tree'?",), GOOD),
     Bad(30, "the loss is misspelt", student("mlp", *setting('objective.terms=[{loss="logits.soft_targt"}]')),
-        ("U032 there is no loss 'logits.soft_targt' in understudy.losses", "did you mean 'logits.soft_target'?"), GOOD),
+        ("U075 there is no loss 'logits.soft_targt' in understudy.losses", "did you mean 'logits.soft_target'?"), GOOD),
     Bad(30, "the device is not there", student("mlp", *setting("train.device=tpux")),
         ("U037 train.device = 'tpux': say auto, cpu, cuda, cuda:1 or mps",), GOOD),
 ]  # fmt: skip
@@ -641,7 +641,7 @@ def test_mistakes_of_recipe_rows_student_and_teacher_are_told_at_once(
     said += setting("train.lr=0", "student.options={hiden=[3]}", 'objective.terms=[{loss="logits.soft_targt"}]', "train.device=tpux")
     assert run(monkeypatch, "distill", *said, "--out", str(tmp_path / "run")) == 2
     codes = [line.removeprefix("error  ")[:4] for line in capfd.readouterr().err.splitlines()]
-    assert codes == ["U200", "U225", "U225", "U032", "U063", "U037", "U007"]
+    assert codes == ["U200", "U225", "U225", "U075", "U063", "U037", "U007"]
 
 
 def test_a_misspelt_column_does_not_hide_the_recipe_and_no_teacher_is_trained_in_vain(

@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from understudy import checks
+from understudy.checks.answers import check_answers, check_in_sample
+from understudy.checks.recipes import check_disk, check_recipe, check_writable
+from understudy.checks.rows import check_rows
+from understudy.checks.students import check_student
 from understudy.data.rows import Rows
-from understudy.errors import InputError, PreflightError, Problem
+from understudy.errors import InputError, PreflightError, Problem, raise_errors
 from understudy.measuring.scorecard import parse_gates
 from understudy.recipe import Recipe, parse
 from understudy.students.student import Student
@@ -44,18 +47,18 @@ def told(problems: list[Problem], code: str) -> Problem:
 
 
 def test_a_good_recipe_has_no_problem(tmp_path: Path) -> None:
-    assert checks.check_recipe(recipe(tmp_path), gates=parse_gates, raising=True) == []
-    assert checks.check_recipe(recipe(tmp_path, objective={"alpha": 1.0}, seeds=[0, 1, 2])) == []
+    assert check_recipe(recipe(tmp_path), gates=parse_gates, raising=True) == []
+    assert check_recipe(recipe(tmp_path, objective={"alpha": 1.0}, seeds=[0, 1, 2])) == []
     soft = {"terms": [{"loss": "logits.soft_target"}, {"loss": "labels.cross_entropy", "weight": 0.1}]}
-    assert checks.check_recipe(recipe(tmp_path, objective=soft)) == []
-    assert checks.check_recipe(recipe(tmp_path, train={"augment": {"shift": 2}}, teaching={"views": 8})) == []
-    assert checks.check_recipe(recipe(tmp_path, train={"augment": {"shift": 0, "flip": False}})) == []
-    assert checks.check_recipe(recipe(tmp_path, objective={"terms": [{"loss": "my.module:loss"}]})) == []
+    assert check_recipe(recipe(tmp_path, objective=soft)) == []
+    assert check_recipe(recipe(tmp_path, train={"augment": {"shift": 2}}, teaching={"views": 8})) == []
+    assert check_recipe(recipe(tmp_path, train={"augment": {"shift": 0, "flip": False}})) == []
+    assert check_recipe(recipe(tmp_path, objective={"terms": [{"loss": "my.module:loss"}]})) == []
 
 
 def test_trees_have_no_learning_rate_or_epochs(tmp_path: Path) -> None:
     for model in ("tree", "boosted", "sklearn:sklearn.linear_model.LogisticRegression"):
-        assert checks.check_recipe(recipe(tmp_path, student={"model": model}, train={"lr": 0, "epochs": 0, "batch_size": 1})) == []
+        assert check_recipe(recipe(tmp_path, student={"model": model}, train={"lr": 0, "epochs": 0, "batch_size": 1})) == []
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_trees_have_no_learning_rate_or_epochs(tmp_path: Path) -> None:
     ],
 )
 def test_a_recipe_that_cannot_mean_anything(tmp_path: Path, said: dict[str, Any], level: str, sentence: str) -> None:
-    problems = checks.check_recipe(recipe(tmp_path, **said), gates=parse_gates)
+    problems = check_recipe(recipe(tmp_path, **said), gates=parse_gates)
     assert [str(problem) for problem in problems] == [sentence]
     assert problems[0].level == level
 
@@ -140,28 +143,28 @@ def test_a_recipe_that_cannot_mean_anything(tmp_path: Path, said: dict[str, Any]
 def test_all_errors_are_told_at_once_and_warnings_handed_on(tmp_path: Path) -> None:
     bad = recipe(tmp_path, train={"lr": 0, "epochs": 0}, objective={"alpha": 0.0}, control=False)
     with pytest.raises(PreflightError) as caught:
-        checks.check_recipe(bad, raising=True)
+        check_recipe(bad, raising=True)
     assert [problem.code for problem in caught.value.problems] == ["U200", "U201", "U203"]
     assert [line[:4] for line in str(caught.value).splitlines()] == ["U200", "U201", "U203"]
     warning = Problem("U210", "a warning", "warning")
-    assert checks.raise_errors([warning]) == [warning]
+    assert raise_errors([warning]) == [warning]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "run"
     sentence = f"U207 out = {str(folder)!r} cannot be a folder: {tmp_path / 'file'} is a file; choose another out"
-    assert str(told(checks.check_recipe(recipe(tmp_path, out=str(folder))), "U207")) == sentence
+    assert str(told(check_recipe(recipe(tmp_path, out=str(folder))), "U207")) == sentence
     with pytest.raises(InputError) as caught:
-        checks.check_writable(folder)
+        check_writable(folder)
     assert str(caught.value) == sentence
-    checks.check_writable(tmp_path / "new" / "run")
+    check_writable(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
-    assert checks.check_disk(tmp_path / "not" / "yet", 1000) == []
-    problem = told(checks.check_disk(tmp_path, 10**18), "U208")
+    assert check_disk(tmp_path / "not" / "yet", 1000) == []
+    problem = told(check_disk(tmp_path, 10**18), "U208")
     assert problem.level == "error"
     assert problem.message.startswith("the transfer set needs about 1000000000.00 GB and ")
     assert problem.message.endswith("GB free; free some space, choose another out, or set teaching.dtype = 'float16'")
@@ -190,25 +193,25 @@ def with_keys(rows: Rows, changed: dict[int, int]) -> Rows:
 
 
 def test_good_rows_have_no_problem() -> None:
-    assert checks.check_rows(rows_of(), YES_NO) == []
+    assert check_rows(rows_of(), YES_NO) == []
     values = np.random.default_rng(0).normal(size=(440, 1)).astype(np.float32)
-    assert checks.check_rows(rows_of(values), NUMBER) == []
+    assert check_rows(rows_of(values), NUMBER) == []
     tags = np.stack([np.arange(440) % 2, np.arange(440) % 3 == 0], axis=1).astype(np.float32)
-    assert checks.check_rows(rows_of(tags), TAGS) == []
+    assert check_rows(rows_of(tags), TAGS) == []
     table = pd.DataFrame({"a": np.arange(440.0), "b": ["x", "y"] * 220, "c": [np.nan, 1.0] * 220})
-    assert checks.check_rows(rows_of(inputs=table, kind="table"), YES_NO) == []
+    assert check_rows(rows_of(inputs=table, kind="table"), YES_NO) == []
     images = np.random.default_rng(0).integers(0, 256, (440, 2, 2, 1), dtype=np.uint8)
-    assert checks.check_rows(rows_of(inputs=images, kind="image"), YES_NO) == []
+    assert check_rows(rows_of(inputs=images, kind="image"), YES_NO) == []
 
 
 def test_rows_must_be_split_first() -> None:
     with pytest.raises(InputError, match="rows are checked after they are split"):
-        checks.check_rows(Rows("array", np.zeros((2, 2)), np.zeros((2, 2), dtype=np.int64)), YES_NO)
+        check_rows(Rows("array", np.zeros((2, 2)), np.zeros((2, 2), dtype=np.int64)), YES_NO)
 
 
 def test_exact_overlap_is_refused_with_the_first_rows_and_the_fix() -> None:
     rows = with_keys(rows_of(), {3: 210, 4: 210, 9: 400})
-    problems = checks.check_rows(rows, YES_NO)
+    problems = check_rows(rows, YES_NO)
     assert [str(problem) for problem in problems] == [
         "U225 2 train rows are also validation rows, to the byte (first: line 5, line 6): scores would count what was learned by heart; "
         "set data.overlap = 'drop' to take them out of training, or 'allow'",
@@ -216,36 +219,36 @@ def test_exact_overlap_is_refused_with_the_first_rows_and_the_fix() -> None:
         "set data.overlap = 'drop' to take them out of training, or 'allow'",
     ]
     assert {problem.level for problem in problems} == {"error"}
-    allowed = checks.check_rows(rows, YES_NO, overlap="allow")
+    allowed = check_rows(rows, YES_NO, overlap="allow")
     assert {problem.level for problem in allowed} == {"warning"}
     assert allowed[0].message.endswith("(first: line 5, line 6); kept because data.overlap = 'allow'")
 
 
 def test_copies_inside_one_split_are_no_overlap() -> None:
-    assert checks.check_rows(with_keys(rows_of(), {3: 4, 210: 211}), YES_NO) == []
+    assert check_rows(with_keys(rows_of(), {3: 4, 210: 211}), YES_NO) == []
 
 
 def test_small_and_empty_splits() -> None:
-    problems = checks.check_rows(rows_of(counts=(200, 37, 60)), YES_NO)
+    problems = check_rows(rows_of(counts=(200, 37, 60)), YES_NO)
     assert [(str(problem), problem.level) for problem in problems] == [
         ("U226 validation has 37 rows: ±16 points at 95 %; give data.validation or a larger split.validation", "warning"),
         ("U227 test has 60 rows: ±13 points at 95 %; give data.test or a larger split.test", "warning"),
     ]
-    empty = told(checks.check_rows(rows_of(counts=(200, 120, 0)), YES_NO), "U220")
+    empty = told(check_rows(rows_of(counts=(200, 120, 0)), YES_NO), "U220")
     assert (empty.level, empty.message) == ("error", "no row is in the test split; give data.test or a larger share in [split]")
     few = rows_of(np.random.default_rng(0).normal(size=(270, 1)), counts=(200, 20, 50))
     expected = "test has 50 rows: figures on so few rows are uncertain; give data.test or a larger split.test"
-    assert told(checks.check_rows(few, NUMBER), "U227").message == expected
+    assert told(check_rows(few, NUMBER), "U227").message == expected
 
 
 def test_constant_columns() -> None:
     table = pd.DataFrame({"a": np.arange(440.0), "same": 1, "empty": [None] * 440})
-    problem = told(checks.check_rows(rows_of(inputs=table, kind="table"), YES_NO), "U228")
+    problem = told(check_rows(rows_of(inputs=table, kind="table"), YES_NO), "U228")
     assert problem.message == "2 columns have one value only (same, empty) and cannot help; name what should be left out in data.ignore"
     assert problem.level == "warning"
-    nothing = told(checks.check_rows(rows_of(inputs=table[["same", "empty"]], kind="table"), YES_NO), "U230")
+    nothing = told(check_rows(rows_of(inputs=table[["same", "empty"]], kind="table"), YES_NO), "U230")
     assert nothing.message == "all 440 rows have the same inputs: nothing can be learned from them; check data.train"
-    array = told(checks.check_rows(rows_of(inputs=np.ones((440, 2), dtype=np.float32)), YES_NO), "U230")
+    array = told(check_rows(rows_of(inputs=np.ones((440, 2), dtype=np.float32)), YES_NO), "U230")
     assert array.message == "all 440 inputs are identical: nothing can be learned from them; check data.train"
 
 
@@ -269,41 +272,41 @@ def test_constant_columns() -> None:
     ],
 )
 def test_images_that_show_nothing(pixels: np.ndarray, code: str, level: str, sentence: str) -> None:
-    problem = told(checks.check_rows(rows_of(inputs=pixels.astype(np.uint8), kind="image"), YES_NO), code)
+    problem = told(check_rows(rows_of(inputs=pixels.astype(np.uint8), kind="image"), YES_NO), code)
     assert (problem.message, problem.level) == (sentence, level)
 
 
 def test_labels_that_are_missing() -> None:
     unlabelled = rows_of()
     none = Rows("array", unlabelled.inputs, unlabelled.keys, None, unlabelled.split, unlabelled.names)
-    assert str(told(checks.check_rows(none, YES_NO), "U229")) == (
+    assert str(told(check_rows(none, YES_NO), "U229")) == (
         "U229 no row has a label: quality cannot be measured, only fidelity to the teacher, and there is no control; "
         "label some validation and test rows (data.label)"
     )
     labels = np.arange(440) % 2
     labels[320:] = -1
-    problem = told(checks.check_rows(rows_of(labels), YES_NO), "U229")
+    problem = told(check_rows(rows_of(labels), YES_NO), "U229")
     assert problem.level == "warning"
     why = "quality and gain cannot be measured, only fidelity to the teacher"
     assert problem.message == f"no test row has a label: {why}; label some of them"
     labels = np.arange(440) % 10
     labels[4:200] = -1
-    few = told(checks.check_rows(rows_of(labels), DIGITS), "U224")
+    few = told(check_rows(rows_of(labels), DIGITS), "U224")
     assert few.message == "4 training rows have a label and there are 10 classes: the control cannot learn them all; label more rows"
 
 
 def test_one_class_and_one_value() -> None:
-    problem = told(checks.check_rows(rows_of(np.zeros(440, dtype=np.int64)), YES_NO), "U223")
+    problem = told(check_rows(rows_of(np.zeros(440, dtype=np.int64)), YES_NO), "U223")
     assert problem.level == "error"
     assert problem.message == "all labelled training rows are of one class, 'no': there is nothing to tell apart; check data.label"
-    constant = told(checks.check_rows(rows_of(np.full((440, 1), 2.5)), NUMBER), "U223")
+    constant = told(check_rows(rows_of(np.full((440, 1), 2.5)), NUMBER), "U223")
     assert constant.message == "all 200 training labels are 2.5: there is nothing to predict; check data.label"
 
 
 def test_a_class_absent_from_a_split_is_shown_in_a_table() -> None:
     labels = np.arange(440) % 3
     labels[200:320] %= 2
-    problem = told(checks.check_rows(rows_of(labels), Task("multiclass", ("a", "b", "c"))), "U221")
+    problem = told(check_rows(rows_of(labels), Task("multiclass", ("a", "b", "c"))), "U221")
     first, head, row = problem.message.splitlines()
     assert first == "1 of 3 classes are absent from a split, their figures are undefined there; give more rows or another split.seed"
     assert head.split() == ["class", "train", "validation", "test"]
@@ -314,7 +317,7 @@ def test_a_class_absent_from_a_split_is_shown_in_a_table() -> None:
 def test_severe_imbalance_is_shown_in_a_table() -> None:
     labels = np.zeros(440, dtype=np.int64)
     labels[[0, 1, 2, 300, 400]] = 1
-    problem = told(checks.check_rows(rows_of(labels), YES_NO), "U222")
+    problem = told(check_rows(rows_of(labels), YES_NO), "U222")
     lines = problem.message.splitlines()
     assert lines[0] == (
         "classes are severely imbalanced: 197 training rows of 'no', 3 of 'yes'; "
@@ -338,8 +341,8 @@ def taught(task: Task, *, right: float = 0.9, rows: int = 400, seed: int = 0) ->
 @pytest.mark.parametrize("task", [YES_NO, DIGITS], ids=lambda task: task.kind)
 def test_a_good_teacher_has_no_problem(task: Task) -> None:
     answers, rows = taught(task)
-    assert checks.check_answers(answers, task, rows, score=0.8, expect=0.8) == []
-    assert checks.check_answers(answers, task, Rows("array", rows.inputs, rows.keys, None, rows.split, rows.names)) == []
+    assert check_answers(answers, task, rows, score=0.8, expect=0.8) == []
+    assert check_answers(answers, task, Rows("array", rows.inputs, rows.keys, None, rows.split, rows.names)) == []
 
 
 def test_a_teacher_that_only_ranks_rare_positives_is_accepted() -> None:
@@ -347,43 +350,43 @@ def test_a_teacher_that_only_ranks_rare_positives_is_accepted() -> None:
     labels = (generator.random(400) < 0.05).astype(np.int64)
     answers = np.stack([np.zeros(400), -4 + 2.0 * labels + generator.normal(size=400)], axis=1)
     assert (answers.argmax(axis=1) == 0).mean() > 0.99
-    assert checks.check_answers(answers, YES_NO, rows_of(labels, counts=(0, 400, 0)), score=0.95) == []
+    assert check_answers(answers, YES_NO, rows_of(labels, counts=(0, 400, 0)), score=0.95) == []
 
 
 def test_a_good_teacher_of_other_tasks() -> None:
     values = np.random.default_rng(0).normal(size=(400, 1))
-    assert checks.check_answers(values + 0.1, NUMBER, rows_of(values, counts=(0, 400, 0)), score=0.99) == []
+    assert check_answers(values + 0.1, NUMBER, rows_of(values, counts=(0, 400, 0)), score=0.99) == []
     tags = (np.random.default_rng(0).random((400, 2)) < 0.3).astype(np.float32)
     soft = tags * 2 + np.random.default_rng(1).normal(size=tags.shape)
-    assert checks.check_answers(soft, TAGS, rows_of(tags, counts=(0, 400, 0))) == []
+    assert check_answers(soft, TAGS, rows_of(tags, counts=(0, 400, 0))) == []
 
 
 def test_answers_that_are_not_finite_or_constant_name_the_first_row() -> None:
     answers, rows = taught(DIGITS)
     answers[[5, 9], 2] = [np.nan, np.inf]
-    assert str(told(checks.check_answers(answers, DIGITS, rows), "U006")) == (
+    assert str(told(check_answers(answers, DIGITS, rows), "U006")) == (
         "U006 2 of 400 teacher rows are NaN or infinite (first: line 7); correct the teacher there"
     )
     constant = np.tile([[1.0, 2.0]], (400, 1))
-    assert told(checks.check_answers(constant, YES_NO, taught(YES_NO)[1]), "U007").message.startswith(
+    assert told(check_answers(constant, YES_NO, taught(YES_NO)[1]), "U007").message.startswith(
         "the teacher gives the same answer for all 400 rows"
     )
 
 
 def test_answers_of_a_wrong_shape() -> None:
     answers, rows = taught(DIGITS)
-    problem = told(checks.check_answers(answers[:, :3], DIGITS, rows), "U246")
+    problem = told(check_answers(answers[:, :3], DIGITS, rows), "U246")
     assert problem.message == "the teacher answered [400, 3] for 400 rows and 10 outputs; check teacher.classes and the task"
 
 
 def test_a_teacher_near_chance_is_refused_unless_accepted() -> None:
     answers, rows = taught(DIGITS, right=0.0)
-    problem = told(checks.check_answers(answers, DIGITS, rows, score=0.1), "U240")
+    problem = told(check_answers(answers, DIGITS, rows, score=0.1), "U240")
     assert problem.level == "error"
     share = (answers.argmax(axis=1) == rows.labels).mean()
     assert problem.message.startswith(f"the teacher scores {100 * share:.1f} %, chance is 10.")
     assert problem.message.endswith(" %: it has nothing to teach here; check its weights, preprocessing and class order")
-    accepted = told(checks.check_answers(answers, DIGITS, rows, score=0.1, accept_score=True), "U240")
+    accepted = told(check_answers(answers, DIGITS, rows, score=0.1, accept_score=True), "U240")
     assert accepted.level == "warning"
     assert accepted.message.endswith("; accepted (teacher.accept_score)")
 
@@ -391,29 +394,29 @@ def test_a_teacher_near_chance_is_refused_unless_accepted() -> None:
 def test_chance_for_numbers_and_tags() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(size=(400, 1))
-    problem = told(checks.check_answers(generator.normal(size=(400, 1)), NUMBER, rows_of(values, counts=(0, 400, 0))), "U240")
+    problem = told(check_answers(generator.normal(size=(400, 1)), NUMBER, rows_of(values, counts=(0, 400, 0))), "U240")
     assert re.match(r"the teacher's R2 is -\d\.\d{3}, the mean of the labels scores 0: it has nothing to teach", problem.message)
     tags = (generator.random((400, 2)) < 0.4).astype(np.float32)
-    problem = told(checks.check_answers(generator.normal(size=(400, 2)), TAGS, rows_of(tags, counts=(0, 400, 0))), "U240")
+    problem = told(check_answers(generator.normal(size=(400, 2)), TAGS, rows_of(tags, counts=(0, 400, 0))), "U240")
     assert re.match(r"the teacher ranks rows with an area under the curve of 0\.[45]\d\d, chance is 0\.5: it has nothing", problem.message)
 
 
 def test_a_teacher_below_what_was_expected() -> None:
     answers, rows = taught(DIGITS)
-    problem = told(checks.check_answers(answers, DIGITS, rows, score=0.82, expect=0.92), "U241")
+    problem = told(check_answers(answers, DIGITS, rows, score=0.82, expect=0.92), "U241")
     assert problem.level == "error"
     assert problem.message == (
         "the teacher's validation accuracy is 0.8200, teacher.expect = 0.92: it is not the model it is thought to be; "
         "check its weights, preprocessing and class order"
     )
-    assert checks.check_answers(answers, DIGITS, rows, score=0.88, expect=0.92) == []
-    assert told(checks.check_answers(answers, DIGITS, rows, score=0.5, expect=0.92, accept_score=True), "U241").level == "warning"
+    assert check_answers(answers, DIGITS, rows, score=0.88, expect=0.92) == []
+    assert told(check_answers(answers, DIGITS, rows, score=0.5, expect=0.92, accept_score=True), "U241").level == "warning"
 
 
 def test_a_label_smoothed_teacher() -> None:
     _, rows = taught(DIGITS)
     smoothed = np.log(0.9 * np.eye(10)[rows.labels] + 0.01) + np.random.default_rng(0).normal(size=(400, 10)) * 0.02
-    problem = told(checks.check_answers(smoothed, DIGITS, rows), "U242")
+    problem = told(check_answers(smoothed, DIGITS, rows), "U242")
     assert problem.level == "warning"
     expected = "the teacher's runner-up probabilities are flat (label smoothing? mean confidence 91.0%): soft labels say"
     assert problem.message.startswith(expected)
@@ -422,7 +425,7 @@ def test_a_label_smoothed_teacher() -> None:
 def test_a_saturated_teacher() -> None:
     _, rows = taught(DIGITS)
     hard = np.random.default_rng(0).normal(size=(400, 10)) + 30 * np.eye(10)[rows.labels]
-    problem = told(checks.check_answers(hard, DIGITS, rows), "U243")
+    problem = told(check_answers(hard, DIGITS, rows), "U243")
     assert problem.level == "warning"
     assert problem.message == (
         "100% of the teacher's scores are 0 or 1 to six digits: decisions, soft labels carry nothing more; "
@@ -430,24 +433,24 @@ def test_a_saturated_teacher() -> None:
     )
     tags = (np.random.default_rng(0).random((400, 2)) < 0.3).astype(np.float32)
     decided = 32 * tags - 16 + np.random.default_rng(1).normal(size=tags.shape) * 0.01
-    assert told(checks.check_answers(decided, TAGS, rows_of(tags, counts=(0, 400, 0))), "U243").level == "warning"
+    assert told(check_answers(decided, TAGS, rows_of(tags, counts=(0, 400, 0))), "U243").level == "warning"
 
 
 def test_an_over_tempered_teacher() -> None:
     answers, rows = taught(DIGITS)
-    problem = told(checks.check_answers(answers / 100, DIGITS, rows), "U244")
+    problem = told(check_answers(answers / 100, DIGITS, rows), "U244")
     expected = "the teacher's answers are nearly uniform (100.0% of the largest entropy): over-tempered?; give its logits"
     assert problem.message.startswith(expected)
 
 
 def test_a_teacher_that_knows_its_rows_by_heart() -> None:
-    problem = told(checks.check_in_sample(0.999, 0.83, "accuracy"), "U245")
+    problem = told(check_in_sample(0.999, 0.83, "accuracy"), "U245")
     assert problem.level == "warning"
     assert problem.message == (
         "teacher accuracy is 99.9% on the training rows, 83.0% held-out: its answers to rows it learned by heart are little more than "
         "their labels; use out-of-fold answers (teaching.out_of_fold = 5) or fresh rows"
     )
-    assert checks.check_in_sample(0.90, 0.88, "accuracy") == []
+    assert check_in_sample(0.90, 0.88, "accuracy") == []
 
 
 # --- the student ----------------------------------------------------------------------------------------------------
@@ -457,7 +460,7 @@ SAMPLE = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 
 def problems_of(module: nn.Module, task: Task = YES_NO, **given: Any) -> list[Problem]:
     said: dict[str, Any] = {"batch_size": 32, "rows": 100, **given}
-    return checks.check_student(Student("net", task, module=module), task, SAMPLE, **said)
+    return check_student(Student("net", task, module=module), task, SAMPLE, **said)
 
 
 def network(outputs: int = 2, *last: nn.Module) -> nn.Sequential:
@@ -559,7 +562,7 @@ def test_an_estimator_is_only_weighed() -> None:
 
     tree = DecisionTreeClassifier(max_depth=2).fit([[0.0], [1.0]], [0, 1])
     student = Student("tree", YES_NO, preprocessing=nn.Identity(), estimator=tree)
-    assert checks.check_student(student, YES_NO, SAMPLE, batch_size=1, rows=2, teacher_parameters=10**6) == []
+    assert check_student(student, YES_NO, SAMPLE, batch_size=1, rows=2, teacher_parameters=10**6) == []
 
 
 # --- codes ----------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_a_finished_cohort_is_read_back_and_another_is_refused(digits: tuple[Ten
     first, again = (cohort(digits, to=tmp_path, options={"epochs": 1}) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    with pytest.raises(InputError, match="U033 .* cohort was 'mutual minlogit False', is 'collaborative minlogit False'"):
+    with pytest.raises(InputError, match="U076 .* cohort was 'mutual minlogit False', is 'collaborative minlogit False'"):
         cohort(digits, to=tmp_path, options={"epochs": 1}, method="collaborative")
 
 

@@ -276,7 +276,7 @@ def test_a_loss_that_is_not_finite_names_the_place(digits: dict[str, Tensor]) ->
     data = some(digits)
     poisoned = TrainingSet(data.inputs.clone(), data.labels, None, data.teacher)
     poisoned.inputs[row_order(256, 1, 0)[224]] = float("inf")  # read by the eighth step
-    with pytest.raises(TrainingError, match=r"U031 student: the loss is nan in epoch 1, step 8: the term .* Lower train.lr"):
+    with pytest.raises(TrainingError, match=r"U074 student: the loss is nan in epoch 1, step 8: the term .* Lower train.lr"):
         fitted(poisoned)
 
 
@@ -321,7 +321,7 @@ def test_a_complete_folder_is_loaded_and_anything_else_refused(digits: dict[str,
     stamp = (tmp_path / "metrics.jsonl").stat().st_mtime_ns
     assert train(again, soft(), some(digits), task=TASK, options=options(), seed=1, to=tmp_path) == done
     assert same(first, again) and (tmp_path / "metrics.jsonl").stat().st_mtime_ns == stamp
-    with pytest.raises(InputError, match=r"U033 .* holds the training of something else: options.lr was 0.01, is 0.02; seed was 1, is 2"):
+    with pytest.raises(InputError, match=r"U076 .* holds the training of something else: options.lr was 0.01, is 0.02; seed was 1, is 2"):
         train(again, soft(), some(digits), task=TASK, options=options(lr=0.02), seed=2, to=tmp_path)
     with pytest.raises(InputError, match=r"objective was '0.1 \* cross_entropy.*', is "):
         train(again, soft(0.5), some(digits), task=TASK, options=options(), seed=1, to=tmp_path)

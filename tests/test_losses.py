@@ -178,7 +178,7 @@ def test_broadcasting_is_refused(place: str) -> None:
             given = [*evidence[:position], wrong, *evidence[position + 1 :]]
             with pytest.raises(InputError) as caught:
                 plain(student, *given, **definition.options)
-            assert caught.value.code == "U031"
+            assert caught.value.code == "U073"
             assert said in str(caught.value)
             assert str(list(wrong.shape)) in str(caught.value)
             with pytest.raises(Exception, match=r"[Tt]ype"):  # the annotations refuse it too

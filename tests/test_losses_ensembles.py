@@ -166,7 +166,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         for wrong in (labels()[:1], labels().double(), labels()[:, None]):
             with pytest.raises(InputError, match=rf"teacher is \[3, {ROWS}, {CLASSES}\], labels are") as caught:
                 inspect.unwrap(function)(said(), wrong)
-            assert caught.value.code == "U031"
+            assert caught.value.code == "U073"
     for mean in (mean_of_logits, mean_of_probabilities):
         with pytest.raises(InputError, match=rf"weights are \[{ROWS}\]") as caught:
             inspect.unwrap(mean)(said(), weights=shares()[0])

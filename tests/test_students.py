@@ -211,7 +211,7 @@ def test_a_network_comes_back_from_its_folder(tmp_path: Path) -> None:
     again = Student.load(tmp_path, TASK, module=fresh)
     assert torch.equal(again.signals(TABLE)["logits"], student.signals(TABLE)["logits"])
     assert again.fingerprint() == student.fingerprint()
-    with pytest.raises(InputError, match="U034 .* belong to another network"):
+    with pytest.raises(InputError, match="U077 .* belong to another network"):
         Student.load(tmp_path, TASK, module=mlp(5, 3))
     with pytest.raises(InputError, match="is a network: build the same module"):
         Student.load(tmp_path, TASK)

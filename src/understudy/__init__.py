@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from understudy.checks.teachers import check_teacher
     from understudy.data.rows import Rows
     from understudy.errors import (
         DataError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from understudy.pipeline import check, distill, explain, inspect, verify
     from understudy.store.transfer_set import TransferSet
     from understudy.tasks import Task
-    from understudy.teachers import FakeTeacher, Teacher, check_teacher
+    from understudy.teachers import FakeTeacher, Teacher
     from understudy.teaching import teach
     from understudy.training.gradient import train
 
@@ -58,7 +59,7 @@ _HOME = {
     "TransferSetError": "errors",
     "UnderstudyError": "errors",
     "check": "pipeline",
-    "check_teacher": "teachers",
+    "check_teacher": "checks.teachers",
     "distill": "pipeline",
     "explain": "pipeline",
     "export": "exporting.artifact",

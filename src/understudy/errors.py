@@ -105,6 +105,14 @@ class PreflightError(InputError):
         return str(self.args[0])
 
 
+def raise_errors(problems: Sequence[Problem]) -> list[Problem]:
+    """The warnings; PreflightError with all errors when there is any."""
+    errors = [problem for problem in problems if problem.level == "error"]
+    if errors:
+        raise PreflightError(errors)
+    return list(problems)
+
+
 def did_you_mean(asked: str, there: Iterable[str]) -> str:
     """A sentence that names the nearest thing there is, or lists what there is.
 

@@ -158,7 +158,7 @@ def _without_overlap(rows: Rows, overlap: str) -> tuple[Rows, list[Problem]]:
         return rows, []
     keep = np.setdiff1d(np.arange(len(rows)), shared)
     text = f"{len(shared):,} rows that are also held-out rows were taken out of training (data.overlap = 'drop')"
-    return rows.take(keep), [Problem("U126", text, "warning")]
+    return rows.take(keep), [Problem("U129", text, "warning")]
 
 
 def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Rows | None:

@@ -8,10 +8,7 @@ evidence is one more final Term (understudy.terms, understudy.features), and a l
 from __future__ import annotations
 
 import copy
-import importlib
-import inspect
 import math
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
@@ -19,14 +16,14 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from understudy import losses
-from understudy.errors import RecipeError, TrainingError, did_you_mean
+from understudy.catalogue import CLASSES_APART, family_of, find_loss, kind_of
+from understudy.errors import RecipeError, TrainingError
 from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnLayers, OnRelations
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
 from understudy.schedules import Share
-from understudy.signals import LOGITS, VALUES, Batch, Signals
+from understudy.signals import Batch, Signals
 from understudy.taps import Layer
 from understudy.tasks import Task
 from understudy.terms import LABELS, Loss, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
@@ -73,23 +70,6 @@ BINDERS: dict[str, type[Any]] = {
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
 
-FAMILIES = {
-    "layers": "layers",
-    "attention_maps": "layers",
-    "attentions": "layers",
-    "channels": "layers",
-    "dense": "answers",
-    "embeddings": "embedding",
-    "relations": "relations",
-}
-"""The family of a loss in understudy.losses -> what its losses read."""
-
-SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "regression": VALUES}
-"""The family of a loss in understudy.losses -> the signal that it compares."""
-
-CLASSES_APART = ("logits", "correlations")
-"""Families of losses whose softmax lets classes exclude each other, but for those of one sigmoid per class."""
-
 
 @final
 @dataclass(frozen=True)
@@ -115,12 +95,12 @@ class Objective(nn.Module):
         given = list(terms)
         names = [term.name for term in given]
         if len(set(names)) < len(names):
-            raise RecipeError(f"two terms have one name: {', '.join(names)}. Give each its own", code="U032")
+            raise RecipeError(f"two terms have one name: {', '.join(names)}. Give each its own", code="U075")
         self.terms = nn.ModuleList(given)
         self.moves = any(term.moves for term in given)
         self.remembers = any(isinstance(term, OnContrast) for term in given)
         if not self.active:
-            raise RecipeError("the objective has no term of weight above 0: there is nothing to learn from", code="U032")
+            raise RecipeError("the objective has no term of weight above 0: there is nothing to learn from", code="U075")
 
     @property
     def active(self) -> list[Term]:
@@ -277,7 +257,7 @@ class Objective(nn.Module):
     ) -> list[Finding]:
         """Look at one batch before training: is each term above 0, finite, felt by the student, and about these rows?
 
-        Raises TrainingError (U030) with every dead term. `buffers` are what the forward pass may change (running
+        Raises TrainingError (U072) with every dead term. `buffers` are what the forward pass may change (running
         statistics of batch norm); they, the terms' own, the random state and the gradients are left as they were found.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -294,7 +274,7 @@ class Objective(nn.Module):
                 buffer.detach().copy_(before)
         dead = [str(finding) for finding in findings if finding.level == "error"]
         if dead:
-            raise TrainingError("training would mean nothing: " + "\n  ".join(dead), code="U030")
+            raise TrainingError("training would mean nothing: " + "\n  ".join(dead), code="U072")
         return findings
 
     @staticmethod
@@ -313,7 +293,7 @@ class Objective(nn.Module):
         * squared error to the teacher, both divided by scale squared.
         """
         if not 0 <= alpha <= 1:
-            raise RecipeError(f"alpha must lie between 0 and 1 (got {alpha:g})", code="U032")
+            raise RecipeError(f"alpha must lie between 0 and 1 (got {alpha:g})", code="U075")
         hard = _label_term(task, 1 - alpha, label_smoothing, class_weights, scale)
         loss = SOFT[task.kind]
         soft: Term
@@ -357,17 +337,17 @@ def _label_term(
 
 def _bind(place: str | Loss, weight: Any, options: dict[str, Any], task: Task, *, taken: list[str]) -> Term:
     """The term of one line of a recipe."""
-    loss: Any = _find(place) if isinstance(place, str) else place
+    loss: Any = find_loss(place) if isinstance(place, str) else place
     shown = place if isinstance(place, str) else getattr(loss, "__qualname__", repr(loss))
     if isinstance(loss, type) and issubclass(loss, Term):
         own: Term = loss(weight=weight, signal=task.signal, **options)
         return own
-    reads = options.pop("reads", None) or _kind_of(loss)
-    if reads is None and _family(loss):
-        raise RecipeError(f"the loss {shown!r} is for code of your own: no term binds what it reads", code="U032")
+    reads = options.pop("reads", None) or kind_of(loss)
+    if reads is None and family_of(loss):
+        raise RecipeError(f"the loss {shown!r} is for code of your own: no term binds what it reads", code="U075")
     if reads not in BINDERS:
         asked = "its options do not say what it reads" if reads is None else f"reads = {reads!r} is unknown"
-        raise RecipeError(f"the loss {shown!r}: {asked}; reads is one of: {', '.join(BINDERS)}", code="U032")
+        raise RecipeError(f"the loss {shown!r}: {asked}; reads is one of: {', '.join(BINDERS)}", code="U075")
     _refuse_other_task(loss, shown, reads, task)
     if options.get("class_weights") is not None:
         options["class_weights"] = torch.as_tensor(options["class_weights"], dtype=torch.float32)
@@ -391,65 +371,14 @@ def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
         reason, better = f"compares {signal}, but a {task.kind} student gives {task.signal}", SOFT[task.kind]
     elif task.kind not in LABEL_KINDS.get(loss, (task.kind,)):
         reason, better = f"is not for a {task.kind} task", HARD[task.kind]
-    elif task.kind == "multilabel" and _family(loss) in CLASSES_APART and loss not in (SOFT["multilabel"], logit_losses.logit_mse):
+    elif task.kind == "multilabel" and family_of(loss) in CLASSES_APART and loss not in (SOFT["multilabel"], logit_losses.logit_mse):
         reason, better = "lets classes exclude each other, which labels of a multilabel task do not", SOFT[task.kind]
     elif task.outputs == 2 and loss in (logit_losses.decoupled, logit_losses.normalized):
         reason, better = "compares the classes other than the label, and with two classes there is only one", SOFT[task.kind]
     else:
         return
     place = f"{better.__module__.rpartition('.')[2]}.{better.__name__}"
-    raise RecipeError(f"the loss {shown!r} {reason}; use {place!r}", code="U032")
-
-
-def _families() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(losses.__path__) if not module.name.startswith("_")]
-
-
-def _find(place: str) -> Loss:
-    """The function at a place in understudy.losses, or at an import path."""
-    if ":" in place:
-        return _imported(place)
-    modules = {family: importlib.import_module(f"{losses.__name__}.{family}") for family in _families()}
-    there: dict[str, Loss] = {f"{family}.{name}": vars(module)[name] for family, module in modules.items() for name in module.__all__}
-    if place not in there:
-        own = "your own is written my_package.my_module:my_loss"
-        raise RecipeError(f"there is no loss {place!r} in understudy.losses ({own}); {did_you_mean(place, there)}", code="U032")
-    return there[place]
-
-
-def _imported(place: str) -> Loss:
-    module_name, _, name = place.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(f"the loss {place!r}: cannot import {module_name!r} ({error})", code="U032") from error
-    loss = getattr(module, name, None)
-    if not callable(loss):
-        there = [other for other, value in vars(module).items() if callable(value)]
-        raise RecipeError(f"the loss {place!r}: {module_name} has no function {name!r}; {did_you_mean(name, there)}", code="U032")
-    return loss
-
-
-def _family(loss: Loss) -> str | None:
-    """The module of understudy.losses that a loss is in."""
-    family = str(getattr(loss, "__module__", "")).removeprefix(f"{losses.__name__}.")
-    return family if family in _families() else None
-
-
-def _kind_of(loss: Loss) -> str | None:
-    """What a loss of understudy.losses reads: by its family, and by the names of its arguments."""
-    family = _family(loss) or ""
-    if family in FAMILIES:
-        return FAMILIES[family]
-    if family == "contrastive":
-        return "contrast" if "student_bank" in inspect.signature(loss).parameters else "relations"
-    signal = SIGNALS.get(family)
-    if signal is None or loss is logit_losses.ensemble_soft_target:
-        return "teachers" if signal else None
-    arguments = inspect.signature(loss).parameters
-    if "teacher" not in arguments:
-        return LABELS
-    return f"{signal}_and_labels" if LABELS in arguments else signal
+    raise RecipeError(f"the loss {shown!r} {reason}; use {place!r}", code="U075")
 
 
 def _gradient_norm(value: Tensor, inputs: list[Tensor]) -> float:

@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from understudy import checks, make
+from understudy import make
+from understudy.checks.recipes import check_recipe
+from understudy.checks.students import check_student
 from understudy.data.rows import Rows
-from understudy.errors import InputError, Problem, TransferSetError
+from understudy.errors import InputError, Problem, TransferSetError, raise_errors
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
@@ -198,7 +200,7 @@ def preflight(run: Run, teacher: Callable[[Run], None]) -> None:
 
     A teacher that must be trained or paid for is left alone once there is an error.
     """
-    problems = checks.check_recipe(run.recipe, gates=cards.parse_gates)
+    problems = check_recipe(run.recipe, gates=cards.parse_gates)
     run.warn([problem for problem in problems if problem.level == "warning"])
     errors = [problem for problem in problems if problem.level == "error"]
     raised: list[InputError] = []
@@ -216,7 +218,7 @@ def preflight(run: Run, teacher: Callable[[Run], None]) -> None:
             break  # it may well follow from the errors that were found
     if len(raised) == len(errors) == 1:
         raise raised[0]
-    checks.raise_errors(errors)
+    raise_errors(errors)
 
 
 def _is_costly(recipe: Recipe) -> bool:
@@ -246,7 +248,7 @@ def prepare_student(run: Run) -> None:
         lambda: make.build_objective(recipe, task, rows.labels),
         lambda: make.build_label_objective(recipe.train, task, rows.labels),
         lambda: make.build_views(recipe.train, rows, run.loaded.encoding if run.loaded else None),
-        lambda: checks.raise_errors(_student_problems(run, rows)),
+        lambda: raise_errors(_student_problems(run, rows)),
     ]
     if not make.is_estimator(recipe.student.model):
         steps.append(lambda: device_named(recipe.train.device))
@@ -255,7 +257,7 @@ def prepare_student(run: Run) -> None:
             step()
         except InputError as error:
             problems += [problem for problem in problems_of(error) if problem not in problems]
-    checks.raise_errors(problems)
+    raise_errors(problems)
 
 
 def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> list[Problem]:
@@ -267,7 +269,7 @@ def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> l
     student = make.build_student(model, recipe.student.options, run.loaded, encoded, some.labels, seed=recipe.seeds[0], name=model)
     if student.module is None:
         return []
-    problems = checks.check_student(
+    problems = check_student(
         student,
         run.task,
         encoded[:32],
@@ -285,7 +287,7 @@ def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> l
 def compare_sizes(run: Run) -> None:
     """The student beside the teacher: its size, and whether training it would change the teacher."""
     if run.teacher is not None and run.recipe.generations is None:  # generations are of one size on purpose
-        run.warn(checks.raise_errors(_student_problems(run, run.rows.part("train"), run.teacher)))
+        run.warn(raise_errors(_student_problems(run, run.rows.part("train"), run.teacher)))
 
 
 def explain(recipe: Recipe) -> str:

@@ -43,7 +43,7 @@ class Term(nn.Module, ABC):
         if self.plan is not None:
             planned = self.plan.start if isinstance(self.plan, Share) else self.plan(0.0)
         if not (isinstance(planned, int | float) and math.isfinite(planned) and planned >= 0):
-            raise RecipeError(f"the weight of the term {name!r} must be 0 or more (got {short(planned)})", code="U032")
+            raise RecipeError(f"the weight of the term {name!r} must be 0 or more (got {short(planned)})", code="U075")
         check_options(loss, name, options)
         self.loss, self.weight, self.name = loss, float(planned), name
         self.signal = signal or self.signal
@@ -90,7 +90,7 @@ class Term(nn.Module, ABC):
         if isinstance(self.plan, Schedule | Own):
             self.weight = self.plan(progress)
             if self.weight < 0:
-                raise RecipeError(f"the weight of the term {self.name!r} must be 0 or more: {self.plan} gives {self.weight:g}", code="U032")
+                raise RecipeError(f"the weight of the term {self.name!r} must be 0 or more: {self.plan} gives {self.weight:g}", code="U075")
         for key, value in self.moving.items():
             self.constants[key] = value(progress)
         if self.learned is not None:
@@ -117,7 +117,7 @@ class Term(nn.Module, ABC):
         rows = len(given[0] if isinstance(given, list) else given)
         if values.shape != (rows,):
             shapes = f"there are {rows} rows, and it gave {list(values.shape)}"
-            raise InputError(f"the loss of the term {self.name!r} must give one value per row; {shapes}", code="U031")
+            raise InputError(f"the loss of the term {self.name!r} must give one value per row; {shapes}", code="U073")
         counted = self._counted(batch)
         if counted is None:
             return values.mean()
@@ -134,7 +134,7 @@ class Term(nn.Module, ABC):
     def labels_of(self, batch: Batch) -> Tensor:
         """The labels, 0 where there is none: NaN must not reach the gradient of any loss."""
         if batch.labels is None:
-            raise InputError(f"the term {self.name!r} reads labels, and no row has one", code="U031")
+            raise InputError(f"the term {self.name!r} reads labels, and no row has one", code="U073")
         if batch.labelled is None:
             return batch.labels
         missing = ~batch.labelled.reshape(-1, *[1] * (batch.labels.ndim - 1))
@@ -145,7 +145,7 @@ class Term(nn.Module, ABC):
         teacher = said_by(batch.teacher, self.signal, f"the term {self.name!r} reads the teacher's")
         if teacher.shape != student.shape:
             shapes = f"the student's {self.signal} are {list(student.shape)}, the teacher's {list(teacher.shape)}"
-            raise InputError(f"the term {self.name!r} compares answers of one shape; {shapes}", code="U031")
+            raise InputError(f"the term {self.name!r} compares answers of one shape; {shapes}", code="U073")
         return teacher
 
     @property
@@ -241,7 +241,7 @@ class OnTeachers(Term):
             raise RecipeError(
                 f"the term {self.name!r} takes teachers = a list of the names of teacher.members, and weigh = 'entropy' or 'confidence' "
                 f"or nothing (got teachers = {teachers!r}, weigh = {weigh!r})",
-                code="U032",
+                code="U075",
             )
         self.weigh = weigh
         self.reads = (*[f"teachers/{name}/{self.signal}" for name in teachers], *[LABELS] * (weigh == "confidence"))
@@ -277,14 +277,14 @@ def check_options(loss: Loss, name: str, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in there:
             hint = did_you_mean(option, there) if there else "it has none"
-            raise RecipeError(f"the loss {name!r} has no option {option!r}; {hint}", code="U032")
+            raise RecipeError(f"the loss {name!r} has no option {option!r}; {hint}", code="U075")
 
 
 def said_by(signals: Signals, wanted: str, who: str) -> Tensor:
     """A signal by its name; InputError with those there are."""
     if wanted not in signals:
         there = ", ".join(sorted(signals)) or "nothing"
-        raise InputError(f"{who} {wanted!r}, but there is: {there}", code="U031")
+        raise InputError(f"{who} {wanted!r}, but there is: {there}", code="U073")
     return signals[wanted]
 
 

@@ -17,14 +17,14 @@ def same_shape(student: Tensor, other: Tensor, name: str) -> None:
         raise InputError(
             f"student and {name} must have one shape: student is {list(student.shape)}, {name} is {list(other.shape)}. "
             "Nothing is broadcast here; reshape one of them",
-            code="U031",
+            code="U073",
         )
 
 
 def positive(name: str, value: float | Tensor) -> None:
     """Refuse a temperature or scale that is not above zero."""
     if not value > 0:
-        raise InputError(f"{name} must be > 0 (got {value:g})", code="U031")
+        raise InputError(f"{name} must be > 0 (got {value:g})", code="U073")
 
 
 def precise(student: Tensor) -> Tensor:
@@ -38,5 +38,5 @@ def labelled(student: Tensor, labels: Tensor) -> None:
         raise InputError(
             f"this loss reads student [rows, classes] and one class index per row: student is {list(student.shape)}, "
             f"labels are {labels.dtype} {list(labels.shape)}",
-            code="U031",
+            code="U073",
         )

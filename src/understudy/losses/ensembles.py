@@ -205,7 +205,7 @@ def _descended(weights: Tensor, step: Tensor, gain: Tensor, margins: Tensor, bar
 def _several(teacher: Tensor) -> Tensor:
     """The teachers' logits, precise and constant."""
     if teacher.ndim != 3 or not len(teacher):
-        raise InputError(f"several teachers are [teachers, rows, classes]: teacher is {list(teacher.shape)}", code="U031")
+        raise InputError(f"several teachers are [teachers, rows, classes]: teacher is {list(teacher.shape)}", code="U073")
     return precise(teacher.detach())
 
 
@@ -223,7 +223,7 @@ def _labelled(teacher: Tensor, labels: Tensor) -> None:
         raise InputError(
             f"one class index per row goes with several teachers: teacher is {list(teacher.shape)}, "
             f"labels are {labels.dtype} {list(labels.shape)}",
-            code="U031",
+            code="U073",
         )
 
 

@@ -39,7 +39,7 @@ def cross_entropy(
         raise InputError(
             f"cross_entropy reads student [rows, classes] and one class index per row: student is {list(student.shape)}, "
             f"labels are {labels.dtype} {list(labels.shape)}. Labels of 0 and 1 per class go with labels.binary_cross_entropy",
-            code="U031",
+            code="U073",
         )
     student = precise(student)
     weights = _weights(class_weights, student)
@@ -131,6 +131,6 @@ def _weights(class_weights: Tensor | None, student: Tensor) -> Tensor | None:
         raise InputError(
             f"class_weights must hold one weight per class: student has {student.shape[-1]} classes, "
             f"class_weights is {list(class_weights.shape)}",
-            code="U031",
+            code="U073",
         )
     return class_weights.to(student.dtype)

@@ -326,7 +326,7 @@ def ensemble_soft_target(
     if teacher.ndim != 3 or teacher.shape[1:] != student.shape or not len(teacher):
         raise InputError(
             f"teacher must be [teachers, rows, classes]: student is {list(student.shape)}, teacher is {list(teacher.shape)}",
-            code="U031",
+            code="U073",
         )
     if weights is not None and weights.shape != teacher.shape[:2]:
         raise InputError(

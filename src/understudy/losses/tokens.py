@@ -210,7 +210,7 @@ def sorted_probabilities(
         raise InputError(
             f"student and teacher are [batch, time, vocabulary] of the same rows: student is {list(student.shape)}, "
             f"teacher is {list(teacher.shape)}",
-            code="U031",
+            code="U073",
         )
     masked_like(mask, tuple(student.shape[:2]), "each position of the student")
     masked_like(teacher_mask, tuple(teacher.shape[:2]), "each position of the teacher")

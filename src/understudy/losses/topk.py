@@ -76,7 +76,7 @@ def _read(student: Tensor, ids: Tensor, numbers: Tensor, mask: Tensor | None) ->
         raise InputError(
             f"student is [batch, time, vocabulary], and ids and their numbers are [batch, time, number]: student is "
             f"{list(student.shape)}, ids are {ids.dtype} {list(ids.shape)}, their numbers are {list(numbers.shape)}",
-            code="U031",
+            code="U073",
         )
     masked_like(mask, tuple(student.shape[:2]), "each position")
     student, ids = precise(student), ids.long()

@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from understudy import checks, make
+from understudy import make
+from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
@@ -82,7 +83,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
     """Make the run's folder, or continue it when it holds the same recipe."""
     folder = Path(recipe.out)
     kept = folder / "recipe.json"
-    checks.check_writable(folder)
+    check_writable(folder)
     if folder.exists() and any(folder.iterdir()) and not kept.exists():
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from understudy import checks, make, wiring
-from understudy.errors import RecipeError
+from understudy import make, wiring
+from understudy.checks.teachers import check_teacher
+from understudy.errors import RecipeError, raise_errors
 from understudy.objectives import Objective
 from understudy.stages._run import Run, first_inputs
-from understudy.teachers import check_teacher
 
 
 def wire_layers(run: Run, objective: Objective) -> None:
@@ -24,7 +24,7 @@ def wire_layers(run: Run, objective: Objective) -> None:
     wired = wiring.wire(objective, student, run.teacher, first_inputs(rows, wiring.ROWS))
     run.speaker = wired.teacher
     if first:
-        run.warn(checks.raise_errors(check_teacher(run.speaker, first_inputs(rows, 16))))
+        run.warn(raise_errors(check_teacher(run.speaker, first_inputs(rows, 16))))
         for line in wired.pairs:
             run.say("layers", line)
 

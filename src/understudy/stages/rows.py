@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from understudy import checks, make
+from understudy import make
+from understudy.checks.rows import check_rows
 from understudy.data import splitting
 from understudy.data.rows import Rows
-from understudy.errors import InputError, RecipeError
+from understudy.errors import InputError, RecipeError, raise_errors
 from understudy.stages._run import Run, label_digest
 
 
@@ -34,8 +35,8 @@ def prepare_rows(run: Run) -> None:
         f"{len(rows):,} of kind {rows.kind} ({shape}), {labelled:,} labelled · " + " / ".join(f"{n:,} {p}" for p, n in counts.items()),
     )
     run.say("task", what + ("" if not 0 < len(task.classes) <= 12 else ": " + ", ".join(task.classes)))
-    problems = [*run.loaded.problems, *checks.check_rows(rows, task, overlap=run.recipe.data.overlap)]
-    run.warn(checks.raise_errors(problems))
+    problems = [*run.loaded.problems, *check_rows(rows, task, overlap=run.recipe.data.overlap)]
+    run.warn(raise_errors(problems))
     if run.recipe.data.overlap != "refuse":
         run.overrides.append(f"data.overlap = {run.recipe.data.overlap!r}")
 

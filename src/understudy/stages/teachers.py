@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from understudy import checks, make
+from understudy import make
 from understudy.answers import is_placeholder, known_columns, match_classes
+from understudy.checks.answers import check_answers
+from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
-from understudy.errors import PreflightError, RecipeError, TeacherError
+from understudy.errors import PreflightError, RecipeError, TeacherError, raise_errors
 from understudy.measuring import scorecard as cards
 from understudy.stages._fitting import fit_network
 from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of
-from understudy.teachers import Matched, Teacher, check_missing, check_teacher, max_missing, remotes
+from understudy.teachers import Matched, Teacher, check_missing, max_missing, remotes
 
 
 def prepare_teacher(run: Run) -> None:
@@ -42,9 +44,9 @@ def prepare_teacher(run: Run) -> None:
     answers, validation = _scored(run, validation)
     figures = cards.quality(answers, validation.labels, task) if validation.labels is not None else {}
     score = figures.get(task.metric)
-    found = checks.check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
+    found = check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
     problems = [problem for problem in problems if problem.code not in {other.code for other in found}] + found
-    run.warn(checks.raise_errors(problems))
+    run.warn(raise_errors(problems))
     trusted = said.trust or any(member.trust for member in said.members)
     given = {"trust": trusted, "accept_score": said.accept_score, "accept_mapping": said.accept_mapping}
     run.overrides += [f"teacher.{name} = true" for name, there in given.items() if there]
@@ -118,7 +120,7 @@ def train_teacher(run: Run) -> Teacher:
     assert said is not None and run.loaded is not None
     rows = run.rows.part("train")
     if rows.labels is None:
-        raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U064")
+        raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U078")
     folder = run.folder / "teacher"
     if said.model in ("forest", "boosted"):
         return make.train_estimator_teacher(said, run.task, rows, folder)

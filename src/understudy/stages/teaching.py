@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from understudy import checks, make
+from understudy import make
+from understudy.checks.answers import check_in_sample
+from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.data.views import Views
-from understudy.errors import Problem, TeacherError, TransferSetError
+from understudy.errors import Problem, TeacherError, TransferSetError, raise_errors
 from understudy.measuring import scorecard as cards
 from understudy.signals import is_answered
 from understudy.stages._run import Run, answered_rows, join_rows, size_of
@@ -45,7 +47,7 @@ def teach_rows(run: Run) -> None:
         width = encoding.bytes_per_row(task.outputs)
     live = said.views == "live"
     needed = (len(asked) * (0 if live else run.views) + len(rest)) * width + 17 * (len(asked) + len(rest))
-    run.warn(checks.raise_errors(checks.check_disk(run.folder, needed)))
+    run.warn(raise_errors(check_disk(run.folder, needed)))
     if not live:
         spec = None if run.seen is None else run.seen.spec
         stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
@@ -160,4 +162,4 @@ def _in_sample(run: Run, train_rows: Rows) -> list[Problem]:
         there = answered_rows(said)
         scores.append(cards.quality(said[there], rows.labels[there], task).get(task.metric) if rows.labels is not None else None)
     inside, outside = scores
-    return [] if inside is None or outside is None else checks.check_in_sample(inside, outside, task.metric)
+    return [] if inside is None or outside is None else check_in_sample(inside, outside, task.metric)

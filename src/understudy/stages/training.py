@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from understudy import checks, make, wiring
+from understudy import make, wiring
+from understudy.checks.answers import check_gain
+from understudy.checks.students import check_student
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
-from understudy.errors import Problem, RecipeError, TransferSetError
+from understudy.errors import Problem, RecipeError, TransferSetError, raise_errors
 from understudy.objectives import Objective
 from understudy.recipe import Recipe
 from understudy.signals import Signals
@@ -157,7 +159,7 @@ def learn_together(run: Run) -> dict[int, dict[str, Student]]:
     made, cohorts = {}, []
     for seed in recipe.seeds:
         students = [_untrained(run, model, options, full.inputs, seed + 1000 * number) for number, (model, options) in enumerate(models)]
-        run.warn(checks.raise_errors([each for student in students for each in _fit_to_learn(run, student, full)]))
+        run.warn(raise_errors([each for student in students for each in _fit_to_learn(run, student, full)]))
         done = train_cohort(
             [student.module for student in students if student.module is not None],
             objective,
@@ -190,7 +192,7 @@ def learn_together(run: Run) -> dict[int, dict[str, Student]]:
 
 
 def _fit_to_learn(run: Run, student: Student, data: TrainingSet) -> list[Problem]:
-    return checks.check_student(student, run.task, data.inputs[:32], batch_size=run.recipe.train.batch_size, rows=len(data))
+    return check_student(student, run.task, data.inputs[:32], batch_size=run.recipe.train.batch_size, rows=len(data))
 
 
 def _watching(run: Run, students: list[Student]) -> list[Validate]:
@@ -253,10 +255,10 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
     assert run.loaded is not None
     student = _untrained(run, recipe.student.model, recipe.student.options, fitted_on, seed)
     if not make.is_estimator(recipe.student.model):
-        problems = checks.check_student(
+        problems = check_student(
             student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
         )
-        run.warn(checks.raise_errors(problems))
+        run.warn(raise_errors(problems))
         if objective.reads_layers:
             assert run.speaker is not None
             inputs = first_inputs(run.rows.part("train"), wiring.ROWS)
@@ -292,7 +294,7 @@ def beside_control(run: Run, students: dict[int, dict[str, Student]]) -> list[Pr
     metric, validate = run.task.metric, validation_of(run)
     scores = [validate(pair["control"]).get(metric) for pair in students.values() if "control" in pair]
     known = [score for score in scores if score is not None]
-    return checks.check_gain(run.teacher_score, float(np.mean(known)) if known else None, metric)
+    return check_gain(run.teacher_score, float(np.mean(known)) if known else None, metric)
 
 
 def _larger(run: Run) -> int | None:

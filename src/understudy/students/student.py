@@ -49,7 +49,7 @@ class Student:
 
     def __post_init__(self) -> None:
         if (self.module is None) == (self.estimator is None):
-            raise InputError("a student is a torch module or an estimator, exactly one of the two", code="U034")
+            raise InputError("a student is a torch module or an estimator, exactly one of the two", code="U077")
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -125,15 +125,15 @@ class Student:
         try:
             said = json.loads((folder / CARD).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"no student in {folder}: there is no {CARD}", code="U034") from None
+            raise InputError(f"no student in {folder}: there is no {CARD}", code="U077") from None
         if Task.from_json(said["task"]) != task:
-            raise InputError(f"the student in {folder} is for {said['task']}, asked for {task.to_json()}", code="U034")
+            raise InputError(f"the student in {folder} is for {said['task']}, asked for {task.to_json()}", code="U077")
         encoding = None if said["encoding"] is None else TableEncoding.from_json(said["encoding"])
         if said["file"] != MODULE:
             prepared = from_spec(said["preprocessing"]) if said["preprocessing"] else None
             return Student(said["name"], task, encoding, preprocessing=prepared, estimator=_undump(folder / said["file"]))
         if module is None:
-            raise InputError(f"the student in {folder} is a network: build the same module and pass it as `module`", code="U034")
+            raise InputError(f"the student in {folder} is a network: build the same module and pass it as `module`", code="U077")
         load_weights(module, folder / MODULE)
         return Student(said["name"], task, encoding, module=module)
 
@@ -161,7 +161,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     try:
         load_model(module, str(file), strict=True)
     except RuntimeError as error:
-        raise InputError(f"the weights in {file} belong to another network: {error}", code="U034") from None
+        raise InputError(f"the weights in {file} belong to another network: {error}", code="U077") from None
 
 
 def _rows(inputs: Any, piece: slice) -> Any:

@@ -82,7 +82,7 @@ class Checkpoints:
         moved = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(then | now) if then.get(key) != now.get(key)]
         if moved:
             text = f"{self.folder} holds the training of something else: {'; '.join(moved)}. Give another folder, or delete it"
-            raise InputError(text, code="U033")
+            raise InputError(text, code="U076")
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:

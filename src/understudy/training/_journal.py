@@ -69,7 +69,7 @@ class Journal:
         self.window.append((step, total.detach(), terms))
 
     def write(self, said: dict[str, Any], *, shares: dict[str, float] | None = None, lr: float) -> float | None:
-        """One line with the mean losses since the last; TrainingError U031 if one of them is not finite."""
+        """One line with the mean losses since the last; TrainingError U074 if one of them is not finite."""
         if not self.window:
             return None
         names = list(self.window[0][2])
@@ -81,7 +81,7 @@ class Journal:
                 raise TrainingError(
                     f"{self.name}: the loss is {row[0]:g} in epoch {said['epoch']}, step {step}: {'; '.join(bad) or 'the sum overflows'}. "
                     f"Lower train.lr (now {lr:g}), set train.clip = 1.0, or look for extreme values in the inputs or the teacher's logits",
-                    code="U031",
+                    code="U074",
                 )
         means = [sum(column) / len(table) for column in zip(*table, strict=True)]
         line = {**said, "lr": lr, "loss": means[0], "terms": dict(zip(names, means[1:], strict=True)), "shares": shares or {}}

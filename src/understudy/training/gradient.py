@@ -145,7 +145,7 @@ def train(
     `validate` sees the module in evaluation mode after every epoch; `metric` names the figure (larger is better) that
     `patience` and `keep = "best"` go by. Killed at any moment, the same call goes on to the same weights, bit for bit
     (under `max_time`, to the same budget). Under torchrun every rank calls it, unless `alone`: see understudy.ranks.
-    TrainingError U030 for a dead term, U031 for a loss that is not finite.
+    TrainingError U072 for a dead term, U074 for a loss that is not finite.
     """
     if validate is None and (options.keep == "best" or options.patience is not None):
         raise InputError("train.keep = 'best' and train.patience choose by validation rows, and there are none", code="U037")
