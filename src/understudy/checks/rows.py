@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from understudy.data.nearness import near_twins
 from understudy.data.rows import SPLITS, Rows
 from understudy.errors import InputError, Problem
 from understudy.tasks import Task
@@ -14,6 +15,8 @@ from understudy.tasks import Task
 Array = np.ndarray[Any, Any]
 Overlap = Literal["refuse", "drop", "allow"]
 FEW_ROWS = 100
+FEW_TWINS = 0.01
+"""The share of held-out rows with a near twin in training from which it is told."""
 LOOKED_AT = 2000
 """Images looked at, evenly spaced, because they may be a memory map."""
 
@@ -22,7 +25,7 @@ def check_rows(rows: Rows, task: Task, *, overlap: Overlap = "refuse") -> list[P
     """What the split rows cannot show: overlaps, splits that are too small, classes without rows, dead inputs."""
     if rows.split is None:
         raise InputError("rows are checked after they are split; this is a mistake in the calling program", code="U220")
-    problems = [*_check_sizes(rows, task), *_check_overlap(rows, overlap), *_check_inputs(rows)]
+    problems = [*_check_sizes(rows, task), *_check_overlap(rows, overlap), *_check_twins(rows), *_check_inputs(rows)]
     if rows.labels is None:
         told = "no row has a label: quality cannot be measured, only fidelity to the teacher, and there is no control"
         return [*problems, Problem("U229", f"{told}; label some validation and test rows (data.label)", "warning")]
@@ -58,6 +61,16 @@ def _check_overlap(rows: Rows, overlap: Overlap) -> Iterator[Problem]:
             yield Problem("U225", f"{told}: {why}; set data.overlap = 'drop' to take them out of training, or 'allow'")
         else:
             yield Problem("U225", f"{told}; kept because data.overlap = {overlap!r}", "warning")
+
+
+def _check_twins(rows: Rows) -> Iterator[Problem]:
+    found = near_twins(rows)
+    if found.share >= FEW_TWINS:
+        train, held_out = (rows.name(int(position)) for position in found.pairs[0])
+        first = f"first: {held_out}, like {train}"
+        told = f"{found.share:.1%} of {found.looked_at:,} held-out rows looked at nearly repeat a training row ({first})"
+        why = "if they are one thing recorded twice, scores count what was learned by heart"
+        yield Problem("U232", f"{told}; {why}: keep such rows together with a split column (data.split)", "warning")
 
 
 def _check_inputs(rows: Rows) -> list[Problem]:
