@@ -33,7 +33,7 @@ from understudy.stages.judging import close_run, export_best, measure_all, same_
 from understudy.stages.rows import prepare_rows, refuse_other_data
 from understudy.stages.teachers import load_teachers, prepare_teacher
 from understudy.stages.teaching import teach_rows, views_of
-from understudy.stages.training import beside_control, learn_together, train_links, train_pair
+from understudy.stages.training import beside_control, choose_objective, learn_together, train_links, train_pair
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.students.student import Student
 from understudy.tasks import Task
@@ -61,6 +61,8 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
     ranks.check_budget(recipe.train.max_time)
     if recipe.cohort is not None or recipe.chain or recipe.generations is not None:
         ranks.refuse("cohorts, chains and generations")
+    if recipe.objective.choose:
+        ranks.refuse("objective.choose")
     if not ranks.leads:
         return _follow(recipe, ranks)
     with ranks.leading():
@@ -102,6 +104,7 @@ def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None,
         students = learn_together(run)
     elif last >= 2:
         train_links(run)
+        choose_objective(run)
         if ranks is not None and not make.is_estimator(recipe.student.model):
             ranks.call({"taught": None if run.taught is None else str(run.taught.folder)})
         students = {seed: train_pair(run, seed) for seed in recipe.seeds}

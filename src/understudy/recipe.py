@@ -243,6 +243,10 @@ class ObjectiveSection(Section):
 
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher; 1 - alpha is the weight of the labels")
     temperature: float = Field(4.0, description="softening; 0.05 to 100")
+    choose: bool = Field(
+        False,
+        description="try four pairs of alpha and temperature for a quarter of the epochs each, take the best on validation rows",
+    )
     terms: list[TermSection] = Field(default_factory=list)
     target: Literal["soft", "hard"] = Field("soft", description="trees: the teacher's distribution or its best class")
 

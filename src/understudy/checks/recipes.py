@@ -73,6 +73,9 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
     elif not said.terms and said.alpha == 0:
         told = "objective.alpha is 0: the teacher is not used, student and control would be the same training"
         yield Problem("U203", f"{told}; alpha is the weight of the teacher, set objective.alpha = 0.9")
+    if said.choose and (said.terms or recipe.chain or recipe.generations is not None):
+        told = "objective.choose tries pairs of alpha and temperature for one student and one teacher"
+        yield Problem("U376", f"{told}; take it out, or take out [[objective.terms]], [[chain]] and [generations]")
     crowd = [term.loss for term in live if term.loss.startswith(("relations.", "contrastive.", "correlations."))]
     if crowd and recipe.train.batch_size == 1:
         yield Problem("U343", f"{crowd[0]} compares the rows of a batch, and train.batch_size is 1; set train.batch_size = 64")

@@ -121,16 +121,15 @@ def _flat(said: dict[str, Any], place: str = "") -> dict[str, Any]:
 
 def _made_something(folder: Path) -> bool:
     """Whether a run got beyond its checks; until then its recipe may be mended in place."""
-    return any(
-        entry.name.startswith("seed-") or entry.name in ("teacher", "chain", "cohort", "transfer", "artifact") for entry in folder.iterdir()
-    )
+    made = ("teacher", "chain", "choice", "cohort", "transfer", "artifact")
+    return any(entry.name.startswith("seed-") or entry.name in made for entry in folder.iterdir())
 
 
 def _clear(folder: Path) -> None:
     for entry in folder.iterdir():
-        if entry.name.startswith("seed-") or entry.name in ("artifact", "teacher", "chain", "cohort"):
+        if entry.name.startswith("seed-") or entry.name in ("artifact", "teacher", "chain", "cohort", "choice"):
             shutil.rmtree(entry)
-        elif entry.name in ("scorecard.json", "lock.json", "split.npz"):
+        elif entry.name in ("scorecard.json", "lock.json", "split.npz", "choice.json"):
             entry.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
 from understudy.errors import Problem, RecipeError, TransferSetError, raise_errors
 from understudy.objectives import Objective
-from understudy.recipe import Recipe
+from understudy.recipe import ObjectiveSection, Recipe
 from understudy.signals import Signals
 from understudy.stages._fitting import count_of, fit_network, parameters_of, told_figures, validation_of
 from understudy.stages._run import Run, first_inputs, join_rows, write_json
@@ -37,6 +38,61 @@ def train_pair(run: Run, seed: int) -> dict[str, Student]:
     full = _lesson(run, objective)
     student = _one(run, "student", full, objective, recipe.train, seed, run.folder / f"seed-{seed}" / "student", full.inputs)
     return {"student": student, **_control(run, seed, full)}
+
+
+PAIRS = ((0.9, 4.0), (0.9, 1.0), (0.5, 2.0), (0.5, 1.0))
+"""What objective.choose tries, alpha and temperature: much or half of the teacher, softened or as it is."""
+TREE_PAIRS = ((1.0, 1.0), (0.9, 1.0), (0.5, 1.0), (0.3, 1.0))
+"""The same for trees, which follow the teacher's probabilities as they are."""
+
+
+def choose_objective(run: Run) -> None:
+    """Try pairs of alpha and temperature for a quarter of the epochs each; the run goes on with the best on validation rows.
+
+    The test rows are not looked at. What was tried is kept in choice.json, and is not tried again.
+    """
+    kept = run.folder / "choice.json"
+    if not run.recipe.objective.choose:
+        return
+    if not kept.exists():
+        write_json(kept, _try_pairs(run))
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    best = found["tried"][found["chosen"]]
+    for tried in found["tried"]:
+        mark = "  <- taken" if tried is best else ""
+        run.say("choose", f"alpha {tried['alpha']:g}, temperature {tried['temperature']:g}: {found['metric']} {tried['score']:.4f}{mark}")
+    budget = f", after {found['epochs']} epochs each" if found["epochs"] else ""
+    run.say("choose", f"on {found['rows']:,} validation rows{budget}; by hand: {_by_hand(best)}")
+    run.recipe = _with_pair(run.recipe, best["alpha"], best["temperature"])
+    run.overrides.append(f"objective.choose took {_by_hand(best)}, of {len(found['tried'])} pairs tried on validation rows")
+
+
+def _try_pairs(run: Run) -> dict[str, Any]:
+    recipe, rows = run.recipe, run.rows.part("validation")
+    trees = make.is_estimator(recipe.student.model)
+    short = recipe.train.model_copy(update={"epochs": max(1, round(recipe.train.epochs / 4)), "patience": None})
+    if short.max_time is not None:
+        short = short.model_copy(update={"max_time": short.max_time / 4})
+    labelled = rows.labels is not None and bool(run.task.labelled(rows.labels).any())
+    metric, tried = run.task.metric if labelled else "agreement", []
+    for alpha, temperature in TREE_PAIRS if trees else PAIRS:
+        run.recipe = _with_pair(recipe, alpha, temperature)
+        objective = make.build_objective(run.recipe, run.task, run.rows.part("train").labels)
+        full, folder = _lesson(run, objective), run.folder / "choice" / f"{alpha:g}-{temperature:g}"
+        student = _one(run, "trial", full, objective, short, recipe.seeds[0], folder, full.inputs)
+        tried.append({"alpha": alpha, "temperature": temperature, "score": validation_of(run)(student)[metric]})
+    run.recipe = recipe
+    chosen = int(np.argmax([each["score"] for each in tried]))
+    return {"metric": metric, "rows": len(rows), "epochs": 0 if trees else short.epochs, "tried": tried, "chosen": chosen}
+
+
+def _with_pair(recipe: Recipe, alpha: float, temperature: float) -> Recipe:
+    said = ObjectiveSection(**(recipe.objective.model_dump() | {"alpha": alpha, "temperature": temperature}))
+    return recipe.model_copy(update={"objective": said})
+
+
+def _by_hand(pair: dict[str, Any]) -> str:
+    return f"objective.alpha = {pair['alpha']:g}, objective.temperature = {pair['temperature']:g}"
 
 
 def _lesson(run: Run, objective: Objective) -> TrainingSet:

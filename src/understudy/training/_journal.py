@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, final
 
 import torch
@@ -51,6 +52,8 @@ class Journal:
             whole = [line for line in lines if line.endswith("\n")]
             self.file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
             if importlib.util.find_spec("tensorboard"):
+                # TensorBoard's own switch: write the files without TensorFlow, which takes seconds to load and talks
+                sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
                 from torch.utils.tensorboard import SummaryWriter
 
                 self.board = SummaryWriter(str(self.file.parent / "tensorboard"), purge_step=step + 1 if step else None)
