@@ -80,6 +80,8 @@ CORE = {
 """The dependencies of every installation; whatever else is imported is foreign and belongs into adapters/."""
 
 FOREIGN_OUTSIDE_ADAPTERS = {
+    ("data.tokenizing", "tokenizers"),
+    ("exporting.predict_template", "tokenizers"),
     ("students.student", "skops"),
     ("students.trees", "lightgbm"),
     ("training._journal", "torch.utils.tensorboard"),

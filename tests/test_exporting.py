@@ -464,5 +464,5 @@ def test_predict_needs_only_numpy_and_onnxruntime():
     source = predict_template.__file__
     with open(source, encoding="utf-8") as file:
         imported = {line.split()[1].split(".")[0] for line in map(str.strip, file) if line.startswith(("import ", "from "))}
-    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL", "tokenizers"}
     assert onnxruntime.get_available_providers()

@@ -163,6 +163,28 @@ def products(root: Path) -> None:
     (root / "fashion_products" / "train.csv.gz").write_bytes(gzip.compress(frame.to_csv(index=False).encode(), mtime=0))
 
 
+WORDS = {
+    "HUM": ["who", "wrote", "painted", "invented", "king", "queen", "actor", "president", "author"],
+    "LOC": ["where", "city", "country", "river", "mountain", "capital", "island", "street", "border"],
+    "NUM": ["how", "many", "much", "year", "date", "distance", "population", "price", "age"],
+    "DESC": ["what", "why", "mean", "definition", "reason", "origin", "cause", "describe", "explain"],
+}
+FILLERS = ["the", "of", "in", "a", "is", "was", "first", "old", "new", "large", "small", "famous", "during", "after"]
+
+
+def sentences(labels: np.ndarray, seed: int) -> list[str]:
+    """A made-up sentence for each label, with a few words of its kind among others."""
+    rng = np.random.default_rng(seed)
+    parts = [[*rng.choice(WORDS[label], 3), *rng.choice(FILLERS, 4)] for label in labels]
+    return [" ".join(rng.permutation(words)) for words in parts]
+
+
+def trec(root: Path) -> None:
+    labels = np.array(list(WORDS))[np.arange(260) % len(WORDS)]
+    frame = pd.DataFrame({"label": labels, "fine": "x", "text": sentences(labels, 7)})
+    written(frame, root / "trec", 80)
+
+
 # --- the recipes ----------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +231,7 @@ SMALL = {
          "train.epochs=1", "train.batch_size=16", "teaching.views=2", "teacher.accept_score=true"),
         "accuracy", 0.0,
     ),
+    "trec": Small(trec, ("train.epochs=20", "student.options={buckets=500}"), "accuracy", 0.6),
 }  # fmt: skip
 
 

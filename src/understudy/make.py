@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from understudy.answers import Combine
-from understudy.data import arrays, callables, encoding, images, keys, labelling, splitting, synthetic, tables, views
+from understudy.data import arrays, callables, encoding, images, keys, labelling, splitting, synthetic, tables, texts, tokenizing, views
 from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
@@ -29,13 +29,15 @@ from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMemb
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
-from understudy.students import convnet, mlp, preprocessing, trees
+from understudy.students import convnet, mlp, preprocessing, text, trees
 from understudy.students.student import Student
 from understudy.tasks import Task
 from understudy.teachers import Ensemble, Teacher, take
 from understudy.training.gradient import Ask, TrainingSet
 
 TREES = ("tree", "boosted")
+Encoder = encoding.TableEncoding | tokenizing.TextEncoding | None
+"""What makes raw rows into what a student's graph reads; arrays and images need none."""
 
 
 @final
@@ -45,7 +47,7 @@ class Loaded:
 
     rows: Rows
     task: Task
-    encoding: encoding.TableEncoding | None
+    encoding: Encoder
     problems: tuple[Problem, ...]
 
 
@@ -65,18 +67,40 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     parts = {part: _rows(source, labels[part], sources["train"]) for part, source in sources.items()}
     rows = _split(recipe, parts, task)
     rows, more = _without_overlap(rows, said.overlap)
-    fitted = encoding.TableEncoding.fit(rows.part("train").inputs, said.max_levels) if rows.kind == "table" else None
+    fitted: Encoder = encoding.TableEncoding.fit(rows.part("train").inputs, said.max_levels) if rows.kind == "table" else None
+    if rows.kind == "text":
+        fitted = _tokenizer(recipe, rows.part("train").inputs)
+        more += fitted.check(rows.inputs[:: max(1, len(rows) // 2000)])
     return Loaded(rows, task, fitted, (*problems, *more))
+
+
+def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
+    """The student's tokenizer: learned from the training texts, or the one that data.tokenizer names."""
+    said, place = recipe.data, recipe.data.tokenizer
+    if place is None:
+        return tokenizing.TextEncoding.fit(train, vocabulary=said.vocabulary, length=said.max_length)
+    if place.startswith(("sentences:", "hf:")):
+        from understudy.adapters import _pretrained
+
+        file = _pretrained.folder_of(place) / "tokenizer.json"
+    else:
+        file = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
+    special = "cut" in recipe.student.options
+    return tokenizing.TextEncoding.read(file, length=said.max_length, pairs=train.ndim == 2, special=special)
 
 
 def _read(said: DataSection, place: str, cache: Path | None) -> Source:
     label = said.label if said.labels is None else None
+    if said.kind == "text" or (said.kind == "auto" and said.text is not None):
+        return _read_text(said, place, label)
     if ":" in place and not Path(place).exists() and not Path(said.root, place).exists():
         return callables.read_callable(place, said.kind, label=label, ignore=said.ignore, split_column=said.split)
     path = Path(said.root, place)
     name = path.name.lower()
     if name.endswith(".npz"):
         return arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
+    if said.kind == "auto" and (name.endswith((".jsonl", ".jsonl.gz", ".ndjson")) or texts.has_texts(path)):
+        return _read_text(said, place, label)
     if path.is_dir() or name.endswith(".zip"):
         labels_csv = Path(said.root, said.labels) if said.labels is not None else None
         return images.read_images(
@@ -92,6 +116,19 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
     return tables.read_table(path, label=label, ignore=said.ignore, missing=said.missing, encoding=said.encoding, split_column=said.split)
 
 
+def _read_text(said: DataSection, place: str, label: str | list[str] | None) -> Source:
+    options: dict[str, Any] = {"text": said.text, "join": said.join, "label": label, "split_column": said.split}
+    path = Path(said.root, place)
+    if ":" in place and not path.exists():
+        import pandas as pd
+
+        source = callables.read_callable(place)
+        if not isinstance(source.inputs, pd.DataFrame):
+            raise DataError(f"{place} gave rows of kind {source.kind}; texts come as a DataFrame with a column of them", code="U400")
+        return texts.texts_of(source.inputs, place, None, **options)
+    return texts.read_texts(path, encoding=said.encoding, **options)
+
+
 def _labels(recipe: Recipe, sources: dict[str, Source], problems: list[Problem]) -> tuple[Task, dict[str, Any]]:
     """One Task for all parts: classes are the union of the names seen, unless they are declared."""
     import pandas as pd
@@ -105,7 +142,10 @@ def _labels(recipe: Recipe, sources: dict[str, Source], problems: list[Problem])
     joined = pd.concat([pd.DataFrame(labels) for labels in given.values()], ignore_index=True)
     raw = joined if joined.shape[1] > 1 else joined.iloc[:, 0]
     names = np.concatenate([_names(sources[part]) for part in given])
-    task, labels, found = labelling.decide(recipe.task, raw, declared, names)
+    word = recipe.task
+    if recipe.data.separator is not None and joined.shape[1] == 1:
+        raw, word = labelling.spread(joined.iloc[:, 0], recipe.data.separator, declared, names), "multilabel"
+    task, labels, found = labelling.decide(word, raw, declared, names)
     problems += found
     assert labels is not None
     ends = np.cumsum([len(given[part]) for part in given])[:-1]
@@ -162,23 +202,50 @@ def _without_overlap(rows: Rows, overlap: str) -> tuple[Rows, list[Problem]]:
 
 
 def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Rows | None:
-    """Unlabelled MUNGE rows, `rows.synthetic` per training row."""
+    """Rows without labels beside the training rows: MUNGE rows, `rows.synthetic` of each, or the texts of `rows.unlabelled`."""
     said = recipe.rows
+    if said.unlabelled:
+        return _unlabelled(recipe, train)
     if not said.synthetic:
         return None
     if train.kind == "image":
         raise RecipeError("rows.synthetic makes rows of tables and arrays; for images set teaching.views and train.augment", code="U061")
+    if train.kind == "text":
+        raise RecipeError("rows.synthetic makes rows of tables and arrays; for texts name files in rows.unlabelled", code="U061")
     made = synthetic.munge(train.inputs, multiple=said.synthetic, swap=said.swap, local_variance=said.local_variance, seed=seed)
     found = keys.content_keys(made, train.kind)
     return Rows(train.kind, made, found, names=np.array([f"synthetic {i}" for i in range(len(found))]))
 
 
+def _unlabelled(recipe: Recipe, train: Rows) -> Rows | None:
+    """Further texts, each once, without those that are rows of the recipe's data."""
+    if train.kind != "text":
+        raise RecipeError(f"rows.unlabelled is for texts, the rows are of kind {train.kind!r}; use rows.synthetic", code="U414")
+    said, parts = recipe.data, []
+    for each in recipe.rows.unlabelled:
+        source = texts.read_texts(Path(said.root, each.path), text=each.text or said.text, join=each.join, encoding=said.encoding)
+        if source.inputs.shape[1:] != train.inputs.shape[1:]:
+            raise DataError(f"{each.path} (rows.unlabelled) and data.train differ: single texts in one, pairs in the other", code="U414")
+        parts.append(source)
+    inputs = np.concatenate([source.inputs for source in parts])
+    found = keys.content_keys(inputs, "text")
+    known = {tuple(key) for place in _given(said) for key in keys.content_keys(_read(said, place, None).inputs, "text").tolist()}
+    _, first = np.unique(found, axis=0, return_index=True)
+    fresh = np.array([position for position in np.sort(first) if tuple(found[position].tolist()) not in known], dtype=np.int64)
+    if not len(fresh):
+        return None
+    names = np.concatenate([_names(source) for source in parts])
+    return Rows("text", inputs[fresh], found[fresh], names=names[fresh])
+
+
+def _given(said: DataSection) -> list[str]:
+    return [place for place in (said.train, said.validation, said.test) if place is not None]
+
+
 AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup")
 
 
-def build_views(
-    options: OptimizerSection, rows: Rows, fitted: encoding.TableEncoding | None, *, counted: bool = False
-) -> views.Views | None:
+def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, counted: bool = False) -> views.Views | None:
     """What the views of these training rows are, None without `augment`; `counted` goes through a finite set instead of drawing."""
     said = {name: value for name, value in options.augment.items() if value}
     unknown = sorted(set(said) - set(AUGMENTATIONS))
@@ -186,11 +253,13 @@ def build_views(
         raise RecipeError(f"augment: unknown option {unknown[0]!r}; {did_you_mean(unknown[0], AUGMENTATIONS)}", code="U002")
     if not said:
         return None
+    if rows.kind == "text":
+        raise RecipeError("train.augment changes images and numbers; for texts use student.options.drop_words, or more texts", code="U412")
     numbers: dict[str, Any] = {name: float(said[name]) for name in ("crop", "colour", "noise", "mixup") if name in said}
     partners = views.Partners.of(rows) if "mixup" in said and rows.kind != "table" else None
     columns: tuple[tuple[str, int, float], ...] = ()
     if rows.kind == "table" and "noise" in said:
-        assert fitted is not None
+        assert isinstance(fitted, encoding.TableEncoding)
         encoded = fitted.encode(rows.inputs)
         places = [(column.name, at) for at, column in enumerate(fitted.columns) if column.type == "number"]
         scales = np.nan_to_num(np.nanstd(encoded.astype(np.float64), axis=0))
@@ -215,6 +284,8 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
     picture: dict[str, Any] = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
     if said.is_remote:
         return api.load(source, task=task, rows=rows, options=said.options, cache=cache)
+    if source.startswith(("hf:", "sentences:")):
+        return _text_teacher(said, task, rows, cache)
     if source.startswith("timm:"):
         return timm_models.load(
             source, task=task, classes=classes, pretrained=said.pretrained, weights=weights, options=said.options, **picture
@@ -247,6 +318,17 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
         "http(s)://host/v1",
         code="U062",
     )
+
+
+def _text_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None) -> Teacher:
+    from understudy.adapters import hugging_face, sentences
+
+    source, classes = str(said.source), _class_names(said.classes)
+    if rows.kind != "text":
+        raise TeacherError(f"{source} reads texts, the rows are of kind {rows.kind!r}; name the column of texts: data.text", code="U411")
+    if source.startswith("hf:"):
+        return hugging_face.load(source, task=task, classes=classes, pretrained=said.pretrained, options=said.options)
+    return sentences.load(source, task=task, rows=rows, cache=cache, pretrained=said.pretrained, options=said.options)
 
 
 def free_teacher_options(said: TeacherMember) -> list[str]:
@@ -351,9 +433,9 @@ def is_custom(model: str) -> bool:
     return ":" in model and not model.startswith(("timm:", "sklearn:"))
 
 
-def encode(inputs: Any, kind: str, fitted: encoding.TableEncoding | None) -> torch.Tensor:
+def encode(inputs: Any, kind: str, fitted: Encoder) -> torch.Tensor:
     """Raw inputs as a student's graph reads them."""
-    if kind == "table":
+    if kind in ("table", "text"):
         assert fitted is not None
         return torch.from_numpy(np.ascontiguousarray(fitted.encode(inputs)))
     return torch.from_numpy(np.ascontiguousarray(inputs))
@@ -364,6 +446,9 @@ def build_student(
 ) -> Student:
     """An untrained model by name, with the preprocessing fitted on the encoded training rows."""
     task, kind = loaded.task, loaded.rows.kind
+    if (kind == "text") != model.startswith("text.") and not is_custom(model):
+        there = "are texts, which text.bag, text.transformer and text.static" if kind == "text" else f"are of kind {kind!r}, which others"
+        raise RecipeError(f"the model {model!r} does not read these rows: they {there} read; set student.model", code="U411")
     if is_estimator(model):
         prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True)
         if model.startswith("sklearn:"):
@@ -377,7 +462,7 @@ def build_student(
     prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network(model, options, prepared(encoded[:2]), task)
+        network = _text_network(model, options, loaded) if kind == "text" else _network(model, options, prepared(encoded[:2]), task)
     values = labels if task.kind == "regression" else None
     return Student(name, task, encoding=loaded.encoding, module=preprocessing.assemble(prepared, network, values=values))
 
@@ -391,6 +476,21 @@ def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         known = [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY and name != "seed"]
         told = error if strange is None else f"there is no {strange!r}; {did_you_mean(strange, known)}"
         raise RecipeError(f"student.options for {function.__name__}: {told}", code="U063") from None
+
+
+def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Module:
+    fitted, task = loaded.encoding, loaded.task
+    assert isinstance(fitted, tokenizing.TextEncoding)
+    shared = {"padding": fitted.padding, "pairs": fitted.pairs}
+    if model == "text.bag":
+        return _called(text.bag, fitted.size, task.outputs, {**shared, **options})
+    if model == "text.transformer":
+        return _called(text.transformer, fitted.size, task.outputs, {**shared, "length": fitted.length, **options})
+    if is_custom(model):
+        from understudy.adapters import torch_module
+
+        return torch_module.build(model, options)
+    raise RecipeError(f"no model {model!r}; {did_you_mean(model, ['text.bag', 'text.transformer', 'text.static'])}", code="U063")
 
 
 def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task) -> nn.Module:
@@ -477,7 +577,7 @@ def live_answers(teacher: Teacher, rows: Rows, made: views.Views | None) -> Ask:
     """The teacher's answers to a batch in its views, asked in the loop; a table's views are made from its raw rows."""
 
     def ask(positions: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
-        if rows.kind != "table":
+        if rows.kind not in ("table", "text"):
             return teacher.signals(inputs.numpy())
         chosen = positions.numpy()
         raw = take(rows.inputs, chosen)

@@ -27,10 +27,18 @@ class DataSection(Section):
     """Where the rows are."""
 
     root: str = Field(".", description="folder from which the paths below start")
-    train: str = Field(description="CSV, CSV.gz, Parquet, .npz, a folder or zip of images, or module:function")
+    train: str = Field(
+        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images, a folder of .txt, or module:function"
+    )
     validation: str | None = Field(None, description="given validation rows; otherwise split off train")
     test: str | None = Field(None, description="given test rows; otherwise split off train")
-    kind: Literal["auto", "table", "array", "image"] = "auto"
+    kind: Literal["auto", "table", "array", "image", "text"] = "auto"
+    text: str | list[str] | None = Field(None, description="column that holds the text; a list of two means pairs of texts")
+    join: str | None = Field(None, description="texts: what stands between the columns of data.text, which become one text")
+    separator: str | None = Field(None, description="what stands between the labels of one cell, as in `joy,love`; means multilabel")
+    vocabulary: int = Field(8000, ge=10, description="texts: most tokens of the tokenizer that is learned from the training rows")
+    max_length: int = Field(128, ge=1, description="texts: tokens that are read of each")
+    tokenizer: str | None = Field(None, description="texts: tokenizer.json, its folder, or the sentences:NAME or hf:NAME that has it")
     label: str | list[str] | None = Field(None, description="label column; a list of columns means multilabel")
     labels: str | None = Field(None, description="CSV with the labels of images: columns `file` and the label column")
     file: str = Field("file", description="column of the labels CSV that names the image (with or without its ending)")
@@ -184,8 +192,18 @@ class TeachingSection(Section):
     shard_rows: int = Field(8192, ge=1)
 
 
+class FurtherSection(Section):
+    """A file of further texts without labels."""
+
+    path: str = Field(description="as data.train, below data.root")
+    text: str | list[str] | None = Field(None, description="its column of texts; data.text when left out")
+    join: str | None = Field(None, description="what stands between several columns that become one text")
+
+
 class RowsSection(Section):
     """Rows beyond the given ones."""
+
+    unlabelled: list[FurtherSection] = Field(default_factory=list, description="texts that the teacher labels, beside the training rows")
 
     synthetic: int = Field(0, ge=0, description="teacher-labelled synthetic rows per training row (MUNGE)")
     swap: float = Field(0.5, ge=0, le=1, description="MUNGE: chance to take a cell from the nearest neighbour")

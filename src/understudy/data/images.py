@@ -28,13 +28,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from understudy.data._source import Source, split_words
+from understudy.data._folders import by_folders
+from understudy.data._source import Source
 from understudy.errors import DataError, Problem, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_SPLIT_FOLDERS = {"train", "val", "valid", "validation", "dev", "test"}
 _TOLERATED = 0.01
 """Part of broken files that is set aside with a warning; more is an error."""
 _CHUNK = 1024
@@ -83,7 +83,7 @@ def read_images(
             endings = sorted({PurePosixPath(name).suffix for name in files.others})
             raise DataError(f"no images in {path}; looked for {' '.join(_ENDINGS)}, found {' '.join(endings) or 'nothing'}", code="U160")
         if labels_csv is None:
-            plan = _by_folders(files.names, path.name)
+            plan = by_folders(files.names, path.name, kind="image", things="images")
         else:
             plan = _by_csv(files.names, Path(labels_csv), file_column, label_column, encoding)
         decoded = _from_cache(files, image_size, grey, cache) if cache else None
@@ -131,33 +131,6 @@ def _listed(stamps: dict[str, list[int]], read: Callable[[str], bytes]) -> _File
     seen = sorted(name for name in stamps if not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts))
     images = [name for name in seen if PurePosixPath(name).suffix.casefold() in _ENDINGS]
     return _Files(images, [stamps[name] for name in images], read, sorted(set(seen) - set(images)))
-
-
-def _by_folders(names: list[str], where: str) -> Source:
-    """Labels from folder names. A folder that holds everything is looked through."""
-    parts = [PurePosixPath(name).parts for name in names]
-    problems: list[Problem] = []
-    if all(len(part) > 1 and part[0] == parts[0][0] for part in parts):
-        if all(len(part) == 2 for part in parts):
-            text = f"all images of {where} are in one folder, {parts[0][0]!r}: it is not taken for a class, and the images have no labels"
-            problems.append(Problem("U161", text, "warning"))
-        parts = [part[1:] for part in parts]
-    split = None
-    tops = {part[0].casefold() for part in parts}
-    if tops <= _SPLIT_FOLDERS and "train" in tops and all(len(part) > 2 for part in parts):
-        split = split_words([part[0] for part in parts], f"the folders of {where}")
-        parts = [part[1:] for part in parts]
-    flat = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
-    if flat and len(flat) < len(names):
-        raise DataError(
-            f"{where} has {len(flat)} images outside of the class folders, such as {', '.join(flat[:3])}. Move them into folders,"
-            " or name the labels of all images in a CSV: data.labels",
-            code="U161",
-        )
-    if flat:
-        return Source("image", None, problems=tuple(problems))
-    labels = pd.Series([part[0] for part in parts])
-    return Source("image", None, labels, classes=tuple(sorted(set(labels))), split=split)
 
 
 def _by_csv(names: list[str], path: Path, file_column: str, label_column: str | list[str] | None, encoding: str) -> Source:

@@ -24,13 +24,16 @@ _EXACT = 2**53
 
 
 def content_keys(inputs: Any, kind: Kind) -> Keys:
-    """The keys of a table, an array or images, int64 [rows, 2]: blake2b with 16 bytes over canonical bytes.
+    """The keys of a table, texts, an array or images, int64 [rows, 2]: blake2b with 16 bytes over canonical bytes.
 
     >>> a = content_keys(pd.DataFrame({"x": [1, 2], "y": ["a", None]}), "table")
     >>> b = content_keys(pd.DataFrame({"y": [None, "a"], "x": [2.0, 1.0]}, index=[7, 8]), "table")
     >>> bool((a == b[::-1]).all())
     True
     """
+    if kind == "text":
+        # keyed as a table of one column, or of two
+        return _table_keys(pd.DataFrame(np.asarray(inputs, dtype=object).reshape(len(inputs), -1)))
     return _table_keys(inputs) if kind == "table" else _array_keys(inputs, kind)
 
 

@@ -52,6 +52,32 @@ def decide(
     return _classes(kind, column, declared, names)
 
 
+def spread(raw: pd.Series[Any], separator: str, declared: Sequence[str] | None, names: Array | None = None) -> pd.DataFrame:
+    """Cells that hold several labels as one 0/1 column per class; numbers are positions among declared names that are none.
+
+    DataError U415 for labels that are not among the declared ones.
+
+    >>> spread(pd.Series(["joy,love", "joy"]), ",", None).to_numpy().tolist()
+    [[1.0, 1.0], [1.0, 0.0]]
+    """
+    cells = raw.reset_index(drop=True)
+    texts = cells.map(lambda cell: cell if isinstance(cell, str) else _name(cell), na_action="ignore").dropna()
+    parts = texts.str.split(separator, regex=False).explode().str.strip()
+    parts = parts[parts != ""]
+    classes = _ordered(list(parts.unique())) if declared is None else list(declared)
+    by_place = declared is not None and not any(name.isdigit() for name in classes) and bool(parts.str.isdigit().all())
+    listed = {str(at) if by_place else name: at for at, name in enumerate(classes)}
+    strange = parts[~parts.isin(listed)]
+    if len(strange):
+        at = int(strange.index[0])
+        told = f"{place(names, at)} has the label {strange.iloc[0]!r} ({len(strange)} such labels), which is not among the declared classes"
+        raise DataError(f"{told}; {did_you_mean(strange.iloc[0], listed)}. Look at data.classes and data.separator", code="U415")
+    table = np.full((len(cells), len(classes)), np.nan, dtype=np.float32)
+    table[cells.notna().to_numpy()] = 0
+    table[parts.index.to_numpy(), parts.map(listed).to_numpy(dtype=np.int64)] = 1
+    return pd.DataFrame(table, columns=classes)
+
+
 def to_names(labels: Array, task: Task) -> Array:
     """Labels as people say them, object [rows]: the class, the classes joined by `|`, or the number; None where missing.
 

@@ -6,10 +6,7 @@ texts: they can be categories. Texts lose the whitespace around them. A CSV colu
 
 from __future__ import annotations
 
-import csv
-import gzip
 import io
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from understudy.data._delimited import check_shape, check_there, decode, header_of, is_number, records
 from understudy.data._source import Source, check_columns, place, take_apart
-from understudy.errors import DataError, Problem, did_you_mean
+from understudy.errors import DataError, Problem
 
 Array = np.ndarray[Any, Any]
-
-_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_table(
@@ -36,7 +32,7 @@ def read_table(
 ) -> Source:
     """The rows of a file. DataError U100-U113 says what is wrong with it, where, and what to do; warnings are in `problems`."""
     path = Path(path)
-    _check_there(path)
+    check_there(path)
     labels = [label] if isinstance(label, str) else list(label or [])
     if path.suffix.casefold() in (".parquet", ".pq"):
         frame, names, texts_are_numbers = *_read_parquet(path), False
@@ -54,18 +50,6 @@ def read_table(
     )
 
 
-def _check_there(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; a table is one .csv, .csv.gz or .parquet file", code="U100")
-    if path.is_file():
-        return
-    if not path.parent.is_dir():
-        raise DataError(f"no file {path}: the folder {path.parent} does not exist", code="U100")
-    there = sorted(item.name for item in path.parent.iterdir() if item.is_file() and not item.name.startswith("."))
-    near = did_you_mean(path.name, there) if there else "the folder has no files"
-    raise DataError(f"no file {path.name} in {path.parent}; {near}", code="U100")
-
-
 def _read_parquet(path: Path) -> tuple[pd.DataFrame, Array]:
     try:
         frame = pd.read_parquet(path).reset_index(drop=True)
@@ -78,12 +62,12 @@ def _read_parquet(path: Path) -> tuple[pd.DataFrame, Array]:
 
 
 def _read_csv(path: Path, encoding: str, as_text: Iterable[str]) -> tuple[pd.DataFrame, Array]:
-    text = _decode(path, encoding)
-    lines, counts = _records(text, path.name)
+    text = decode(path, encoding)
+    lines, counts = records(text, path.name)
     if not lines:
         raise DataError(f"{path.name} is empty", code="U105")
-    header = _header(text, path.name)
-    _check_shape(path.name, header, lines, counts)
+    header = header_of(text, path.name)
+    check_shape(path.name, header, lines, counts)
     if len(lines) == 1:
         raise DataError(f"{path.name} has a header and no rows", code="U106")
     try:
@@ -104,94 +88,6 @@ def _read_csv(path: Path, encoding: str, as_text: Iterable[str]) -> tuple[pd.Dat
         counts_differ = f"{path.name} has {len(lines) - 1} records by its lines but {len(frame)} by its quotes"
         raise DataError(f"{counts_differ}; look for a stray quote", code="U103")
     return frame, np.array([f"{path.name} line {line}" for line in lines[1:]])
-
-
-def _decode(path: Path, encoding: str) -> str:
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path.name} is a damaged gzip file: {error}", code="U101") from None
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") and encoding.casefold().startswith("utf-8"):
-        raise DataError(f"{path.name} is UTF-16 text. Save it as UTF-8, or set data.encoding = 'utf-16'", code="U102")
-    try:
-        text = data.decode("utf-8-sig" if encoding.casefold() in ("utf-8", "utf8") else encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name} is not {encoding} text: byte 0x{data[error.start]:02x} in line {line}."
-            " Save it as UTF-8, or say what it is: data.encoding = 'cp1252' (Western Windows) or 'latin-1'",
-            code="U102",
-        ) from None
-    except LookupError:
-        near = did_you_mean(encoding, ["utf-8", "utf-16", "cp1252", "latin-1", "cp1250", "cp1251", "shift_jis", "gb18030"])
-        raise DataError(f"there is no text encoding {encoding!r}; {near}", code="U102") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{path.name} has a NUL byte in line {line}: it is not a text file, or it is damaged, or it is UTF-16", code="U102")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _records(text: str, name: str) -> tuple[list[int], list[int]]:
-    """The first line and the number of fields of every record, blank lines left out."""
-    if '"' not in text:
-        data = np.frombuffer(text.encode("utf-8") + b"\n", dtype=np.uint8)
-        ends = np.flatnonzero(data == ord("\n"))
-        commas = np.diff(np.searchsorted(np.flatnonzero(data == ord(",")), ends), prepend=0)
-        filled = np.flatnonzero(np.diff(np.searchsorted(np.flatnonzero((data != ord("\n")) & (data != ord(" "))), ends), prepend=0))
-        return (filled + 1).tolist(), (commas[filled] + 1).tolist()
-    lines, counts, start = [], [], 1
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-    try:
-        for record in reader:
-            if record and (len(record) > 1 or record[0].strip()):
-                lines.append(start)
-                counts.append(len(record))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{name} line {start}: {error}; look for a quote that is not closed", code="U103") from None
-    return lines, counts
-
-
-def _header(text: str, name: str) -> list[str]:
-    """The column names; an empty one, as of a saved index, is called as pandas calls it."""
-    first = next(record for record in csv.reader(io.StringIO(text, newline=""), skipinitialspace=True) if any(f.strip() for f in record))
-    header = [field.strip() or f"Unnamed: {position}" for position, field in enumerate(first)]
-    twice = sorted({field for field in header if header.count(field) > 1}, key=header.index)
-    numbers = [field for field in header if _is_number(field)]
-    if len(numbers) == len(header) and (twice or not all(field.isdigit() for field in header)):
-        shown = ", ".join(header[:4])
-        raise DataError(f"the first line of {name} looks like data ({shown}), not like column names. Add a header line", code="U104")
-    if twice:
-        raise DataError(f"{name} has the column {', '.join(map(repr, twice))} more than once. Rename or remove the copies", code="U104")
-    return header
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_shape(name: str, header: list[str], lines: list[int], counts: list[int]) -> None:
-    if len(header) == 1:
-        for mark, word in _DELIMITERS.items():
-            if mark in header[0]:
-                raise DataError(
-                    f"{name} has one column by commas, but its header is separated by {word}: {header[0][:60]!r}."
-                    f" Save it with commas: pandas.read_csv({name!r}, sep={mark!r}).to_csv({name!r}, index=False)",
-                    code="U103",
-                )
-    bad = np.flatnonzero(np.asarray(counts) != len(header))
-    if len(bad):
-        raise DataError(
-            f"{name} line {lines[bad[0]]} has {counts[bad[0]]} fields where the header has {len(header)} ({len(bad)} such lines)."
-            " A text that holds a comma needs double quotes around it; a quote that is not closed swallows lines",
-            code="U103",
-        )
 
 
 def _tidy(column: pd.Series[Any], missing: set[str], texts_are_numbers: bool) -> pd.Series[Any]:
@@ -230,7 +126,7 @@ def _without(column: pd.Series[Any], missing: set[str]) -> pd.Series[Any]:
     """A column of numbers as numpy holds it; numbers named in `missing` (-999) become NaN."""
     if pd.api.types.is_extension_array_dtype(column.dtype):
         column = column.astype(np.float64 if column.isna().any() or column.dtype.kind == "f" else np.int64)
-    values = [float(word) for word in missing if _is_number(word)]
+    values = [float(word) for word in missing if is_number(word)]
     return column.mask(column.isin(values)) if values and bool(column.isin(values).any()) else column
 
 

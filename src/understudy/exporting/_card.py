@@ -33,7 +33,7 @@ def card(
         "## Run it",
         "",
         "```console",
-        f"$ pip install numpy onnxruntime{' pillow' if signature['inputs'][0]['kind'] == 'image' else ''}",
+        f"$ pip install numpy onnxruntime{_further(signature['inputs'][0]['kind'])}",
         f"$ python predict.py {_example(signature)} --out predictions.csv",
         "```",
         "",
@@ -65,8 +65,13 @@ def card(
     return "\n".join(lines)
 
 
+def _further(kind: str) -> str:
+    """The packages beside numpy and onnxruntime that predict.py needs for raw rows of this kind."""
+    return {"image": " pillow", "text": " tokenizers"}.get(kind, "")
+
+
 def _example(signature: Mapping[str, Any]) -> str:
-    return {"table": "rows.csv", "array": "rows.npz", "image": "images/"}[signature["inputs"][0]["kind"]]
+    return {"table": "rows.csv", "array": "rows.npz", "image": "images/", "text": "rows.csv"}[signature["inputs"][0]["kind"]]
 
 
 def _reads(signature: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> list[str]:
@@ -76,6 +81,10 @@ def _reads(signature: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> li
         names = [f"`{column['name']}` ({column['type']})" for column in preprocessing["columns"]]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         lines.append(f"- Columns: {', '.join(names[:SHOWN])}{more}.")
+    if read["kind"] == "text":
+        joined = " (joined)" if preprocessing["join"] is not None else " (a pair)" if preprocessing["pairs"] else ""
+        columns = ", ".join(f"`{name}`" for name in preprocessing["columns"])
+        lines.append(f"- Texts in the column {columns}{joined}; the first {preprocessing['length']} tokens of each are read.")
     if read["kind"] == "image":
         colour = "grey" if preprocessing["grey"] else "RGB"
         lines.append(f"- Images become {colour}, {preprocessing['size'][0]} x {preprocessing['size'][1]} (height x width).")

@@ -6,6 +6,7 @@ them, while understudy, torch, scikit-learn, pandas and LightGBM cannot be impor
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from understudy.errors import ExportError
 from understudy.tasks import Task
 
 Array = np.ndarray[Any, Any]
-BLOCKED = ("understudy", "torch", "sklearn", "pandas", "lightgbm", "skl2onnx", "onnx")
+BLOCKED = ("understudy", "torch", "sklearn", "pandas", "lightgbm", "skl2onnx", "onnx", "transformers", "sentence_transformers")
 MOST_TIMED = 2000
 RAW_ROWS, RAW_IMAGES = 200, 16
 TIE = 1e-5
@@ -77,7 +78,7 @@ def parity(
     with tempfile.TemporaryDirectory() as made:
         job = Path(made)
         np.savez(job / "rows.npz", rows=encoded)
-        said = {"blocked": BLOCKED, "batches": list(batches), "most": MOST_TIMED, "raw": _write_raw(job, raw, kind)}
+        said = {"blocked": BLOCKED, "batches": list(batches), "most": MOST_TIMED, "raw": _write_raw(job, raw, kind, folder)}
         (job / "job.json").write_text(json.dumps(said), encoding="utf-8")
         command = [sys.executable, "-I", "-c", RUNNER, str(folder.resolve()), str(job)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -139,8 +140,16 @@ def _figures(theirs: Array, ours: Array, task: Task) -> dict[str, float]:
     return {"agreement": agreement, "largest": float(gaps.max()), "mean": float(gaps.mean())}
 
 
-def _write_raw(job: Path, raw: Any, kind: str) -> str | None:
-    """Some rows as a user has them: a CSV of a table, PNG files of images; gives the name."""
+def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
+    """Some rows as a user has them: a CSV of a table or of texts, PNG files of images; gives the name."""
+    if kind == "text" and len(raw):
+        said = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+        cells = raw[:RAW_ROWS].reshape(min(len(raw), RAW_ROWS), -1)
+        with open(job / "raw.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            # of columns that are joined, the first holds all of the text
+            writer.writerows([said["columns"], *([*row, *[""] * (len(said["columns"]) - len(row))] for row in cells.tolist())])
+        return "raw.csv"
     if kind == "table" and len(raw):
         raw.iloc[:RAW_ROWS].to_csv(job / "raw.csv", index=False, encoding="utf-8")
         return "raw.csv"

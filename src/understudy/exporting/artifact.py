@@ -17,12 +17,15 @@ from typing import Any, final
 
 import numpy as np
 import onnx
+import torch
 
 from understudy.data.rows import Rows
+from understudy.data.tokenizing import TextEncoding
 from understudy.errors import ExportError, Problem
 from understudy.exporting import _graphs
 from understudy.exporting._card import card
 from understudy.exporting._parity import parity
+from understudy.students.preprocessing import trimmed
 from understudy.students.student import FLOOR, Student
 from understudy.tasks import Task
 
@@ -116,9 +119,11 @@ def open_session(folder: str | Path, threads: int = 1) -> Callable[[Any], Any]:
     """What answers encoded rows with the artifact's graph: probabilities or values [rows, outputs]."""
     session = _graphs.open_session(Path(folder) / "model.onnx", threads)
     names = [session.get_outputs()[0].name]
+    padding = _read(Path(folder) / "preprocessing.json").get("padding")
 
     def ask(rows: Any) -> Any:
-        return session.run(names, {_graphs.INPUT: rows})[0]
+        given = rows if padding is None else np.ascontiguousarray(trimmed(torch.from_numpy(rows), padding))
+        return session.run(names, {_graphs.INPUT: given})[0]
 
     return ask
 
@@ -136,7 +141,12 @@ def _describe(folder: Path, student: Student, kind: str, sample: Any, data: dict
     _write(folder / "signature.json", {"format": FORMAT, "task": task.kind, "inputs": [read], "outputs": outputs})
     _write(folder / "labels.json", {"task": task.kind, "classes": list(task.classes)})
     before: dict[str, Any] = {"kind": kind}
-    if student.encoding is not None:
+    if isinstance(student.encoding, TextEncoding):
+        before |= {**student.encoding.to_json(), "tokenizer": "tokenizer.json", "encoding": data.get("encoding", "utf-8")}
+        columns = data.get("text") or (["text", "second"] if student.encoding.pairs else ["text"])
+        before |= {"columns": [columns] if isinstance(columns, str) else list(columns), "join": data.get("join")}
+        (folder / "tokenizer.json").write_text(student.encoding.tokenizer, encoding="utf-8")
+    elif student.encoding is not None:
         before |= student.encoding.to_json()
         before |= {"missing": list(data.get("missing", ["?"])), "encoding": data.get("encoding", "utf-8")}
     if kind == "image":

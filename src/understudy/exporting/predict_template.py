@@ -1,7 +1,8 @@
 """Answer rows with the model in this folder: `python predict.py rows.csv --out predictions.csv`.
 
-Needs numpy and onnxruntime, and Pillow for images; nothing else. From Python: predict(folder, rows), where rows are the path
-of a .csv, .csv.gz or .npz file, an image or a folder of images, or an array of encoded rows, or a list of dictionaries.
+Needs numpy and onnxruntime, Pillow for images and tokenizers for texts; nothing else. From Python: predict(folder, rows), where
+rows are the path of a .csv, .csv.gz or .npz file, an image or a folder of images, a .txt or .jsonl file, or an array of encoded
+rows, or a list of dictionaries or of texts.
 """
 
 from __future__ import annotations
@@ -37,20 +38,28 @@ class Model:
     said: Mapping[str, Any]
     classes: tuple[str, ...]
     preprocessing: Mapping[str, Any]
+    tokenizer: Any = None
 
     @property
     def kind(self) -> str:
-        """table, array or image."""
+        """table, array, image or text."""
         return str(self.said["inputs"][0]["kind"])
 
     def answer(self, rows: Any, batch: int = 256) -> dict[str, Any]:
         """The graph's outputs by name for encoded rows, `batch` rows at a time."""
         rows = _fitting(np.asarray(rows), self.said["inputs"][0])
         names = [output["name"] for output in self.said["outputs"]]
-        pieces = [self.session.run(names, {"rows": rows[start : start + batch]}) for start in range(0, len(rows), batch)]
+        pieces = [self.session.run(names, {"rows": self._short(rows[start : start + batch])}) for start in range(0, len(rows), batch)]
         if not pieces:
             return {name: np.zeros((0, len(self.classes) or 1), dtype=np.float32) for name in names}
         return {name: np.concatenate([piece[at] for piece in pieces]) for at, name in enumerate(names)}
+
+    def _short(self, rows: Any) -> Any:
+        """Texts without the columns at the end that are padding in every row."""
+        if self.kind != "text":
+            return rows
+        used = np.flatnonzero((rows != self.preprocessing["padding"]).reshape(-1, rows.shape[-1]).any(axis=0))
+        return np.ascontiguousarray(rows[..., : max(1, int(used[-1]) + 1 if len(used) else 0)])
 
 
 def load(folder: str | Path, threads: int = 0) -> Model:
@@ -67,7 +76,7 @@ def load(folder: str | Path, threads: int = 0) -> Model:
     said, labels, preprocessing = (
         json.loads((folder / name).read_text(encoding="utf-8")) for name in ("signature.json", "labels.json", "preprocessing.json")
     )
-    return Model(session, said, tuple(labels["classes"]), preprocessing)
+    return Model(session, said, tuple(labels["classes"]), preprocessing, _load_tokenizer(folder, preprocessing))
 
 
 def predict(folder: str | Path | Model, rows: Any, batch: int = 256) -> dict[str, Any]:
@@ -103,8 +112,13 @@ def read_rows(model: Model, rows: Any) -> tuple[list[str], Any]:
             return _read_csv(path, model.preprocessing)
         if model.kind == "image":
             return _read_images(path, model.preprocessing)
+        if model.kind == "text":
+            return _read_texts(path, model)
         wanted = {"table": "a .csv, .csv.gz or .npz file", "array": "an .npz file", "image": "an .npz file, an image or a folder of images"}
         raise PredictError(f"this model reads {wanted[model.kind]}, not {path}")
+    if model.kind == "text":
+        given = list(rows)
+        return [str(at) for at in range(len(given))], tokens(model, [_text_of(row, model.preprocessing) for row in given])
     if model.kind != "table":
         raise PredictError(f"this model reads arrays of kind {model.kind}, not records")
     records = list(rows)
@@ -139,14 +153,13 @@ def _read_npz(path: Path) -> tuple[list[str], Any]:
 
 
 def _read_csv(path: Path, said: Mapping[str, Any]) -> tuple[list[str], Any]:
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    encoding = said.get("encoding", "utf-8")
-    try:
-        text = data.decode("utf-8-sig" if encoding.casefold() in ("utf-8", "utf8") else encoding)
-    except UnicodeDecodeError as error:
-        raise PredictError(f"{path.name} is not {encoding} text: {error}") from None
+    text = _decode(path, said)
+    records, where, header = _records(path, text)
+    return [str(at) for at in range(len(records))], encode(records, said, where, header=header)
+
+
+def _records(path: Path, text: str) -> tuple[list[dict[str, str]], list[str], list[str]]:
+    """The records of a CSV by column, where each is, and the columns."""
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     lines = [(reader.line_num, record) for record in reader if record]
     if not lines:
@@ -158,7 +171,7 @@ def _read_csv(path: Path, said: Mapping[str, Any]) -> tuple[list[str], Any]:
             raise PredictError(f"{path.name} line {number} has {len(record)} fields where the header has {len(header)}")
         records.append(dict(zip(header, record, strict=True)))
         where.append(f"{path.name} line {number}")
-    return [str(at) for at in range(len(records))], encode(records, said, where, header=header)
+    return records, where, header
 
 
 def encode(records: Sequence[Mapping[str, Any]], said: Mapping[str, Any], where: Sequence[str], header: Iterable[str]) -> Any:
@@ -254,6 +267,79 @@ def read_image(file: Any, said: Mapping[str, Any]) -> Any:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+def _load_tokenizer(folder: Path, said: Mapping[str, Any]) -> Any:
+    if said.get("kind") != "text":
+        return None
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise PredictError("this model reads texts: pip install tokenizers") from None
+    made = tokenizers.Tokenizer.from_file(str(folder / said["tokenizer"]))
+    made.no_padding()
+    made.enable_truncation(said["length"])
+    return made
+
+
+def tokens(model: Model, texts: Sequence[Sequence[str]]) -> Any:
+    """Texts, or pairs of texts, as the graph reads them: positions of tokens, int64 [rows, length] or [rows, 2, length]."""
+    said = model.preprocessing
+    flat = [part for text in texts for part in text]
+    found = model.tokenizer.encode_batch_fast(flat, add_special_tokens=said["special"])
+    encoded = np.full((len(flat), said["length"]), said["padding"], dtype=np.int64)
+    for row, each in zip(encoded, found, strict=True):
+        row[: len(each)] = each.ids
+    return encoded.reshape(len(texts), 2, -1) if said["pairs"] else encoded.reshape(len(texts), -1)
+
+
+def _text_of(row: Any, said: Mapping[str, Any], where: str = "") -> list[str]:
+    """The one text of a row, or its two: a text, a pair, or a record with the columns."""
+    if isinstance(row, Mapping):
+        absent = [name for name in said["columns"] if name not in row]
+        if absent:
+            raise PredictError(f"{where or 'a record'} has no {absent[0]!r}; there is: {', '.join(sorted(map(str, row)))}")
+        row = [row[name] for name in said["columns"]]
+    parts = [row] if isinstance(row, str) else [str(part) for part in row]
+    parts = [part.strip() for part in parts]
+    if said["join"] is not None:
+        parts = [said["join"].join(filter(None, parts))]
+    wanted = 2 if said["pairs"] else 1
+    if len(parts) != wanted:
+        raise PredictError(f"{where or 'a row'} has {len(parts)} texts, the model reads {wanted} of each row")
+    return parts
+
+
+def _read_texts(path: Path, model: Model) -> tuple[list[str], Any]:
+    """A CSV or .jsonl with the columns, a .txt file that is one text, or a folder of such files."""
+    said = model.preprocessing
+    if path.is_dir() or path.suffix.lower() == ".txt":
+        found = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        if not found:
+            raise PredictError(f"there are no .txt files in {path}")
+        names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in found]
+        return names, tokens(model, [_text_of(_decode(file, said), said, file.name) for file in found])
+    text = _decode(path, said)
+    if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        records: list[Any] = [json.loads(line) for line in text.split("\n") if line.strip()]
+        where = [f"{path.name} record {at}" for at in range(len(records))]
+    else:
+        records, where, _ = _records(path, text)
+    return [str(at) for at in range(len(records))], tokens(model, [_text_of(row, said, at) for row, at in zip(records, where, strict=True)])
+
+
+def _decode(path: Path, said: Mapping[str, Any]) -> str:
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    encoding = said.get("encoding", "utf-8")
+    try:
+        return data.decode("utf-8-sig" if encoding.casefold() in ("utf-8", "utf8") else encoding)
+    except UnicodeDecodeError as error:
+        raise PredictError(f"{path.name} is not {encoding} text: {error}") from None
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +359,7 @@ def write_predictions(folder: str | Path, rows: str | Path, out: str | Path, bat
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit status 2 when the rows are not what the model reads."""
     parser = argparse.ArgumentParser(description="Answer rows with the model in this folder.")
-    parser.add_argument("rows", help="a .csv, .csv.gz or .npz file, an image or a folder of images")
+    parser.add_argument("rows", help="a .csv, .csv.gz or .npz file, an image or a folder of images, texts (.csv, .jsonl, .txt)")
     parser.add_argument("--out", default="predictions.csv", help="where to write (default: predictions.csv)")
     parser.add_argument("--batch", type=int, default=256, help="rows at a time (default: 256)")
     said = parser.parse_args(arguments)

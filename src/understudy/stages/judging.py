@@ -117,11 +117,13 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
             timed = 0.0 if remotes(model) else seconds
             costs[name] = cards.cost(model.signals, one, many, seconds=timed, parameters=parameters_of(model))
     session = artifact.open_session(exported["folder"])
-    encoded = best["student"].encode(many).numpy()
+    student = best["student"]
+    given = many if test.kind == "text" else student.encode(many).numpy()
     costs["exported"] = cards.cost(
-        session,
-        encoded[:1],
-        encoded,
+        # a text is no answer's work away from its file: tokens are counted in
+        (lambda texts: session(student.encode(texts).numpy())) if test.kind == "text" else session,
+        given[:1],
+        given,
         seconds=seconds,
         parameters=parameters_of(best["student"]),
         size=artifact.model_bytes(exported["folder"]),
@@ -145,7 +147,9 @@ def close_run(run: Run, card: dict[str, Any]) -> dict[str, Any]:
         run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {escape(gate['gate'])} ({there})", highlight=False)
     card["requirements"] = gates
     write_json(run.folder / "scorecard.json", card)
-    run.say("artifact", f"{run.folder / 'artifact'} (python predict.py there needs only numpy and onnxruntime)")
+    needs = {"text": "numpy, onnxruntime and tokenizers", "image": "numpy, onnxruntime and pillow"}
+    kind = "" if run.loaded is None else run.rows.kind
+    run.say("artifact", f"{run.folder / 'artifact'} (python predict.py there needs only {needs.get(kind, 'numpy and onnxruntime')})")
     cards.enforce(gates)
     return card
 
@@ -155,7 +159,20 @@ def write_lock(run: Run) -> None:
     order = np.lexsort(run.rows.keys.T)
     digest = hashlib.blake2b(np.ascontiguousarray(run.rows.keys[order]).tobytes(), digest_size=16)
     split = hashlib.blake2b("".join(map(str, run.rows.split[order])).encode(), digest_size=16) if run.rows.split is not None else digest
-    packages = ("understudy", "torch", "numpy", "pandas", "scikit-learn", "lightgbm", "onnx", "onnxruntime", "skl2onnx", "timm")
+    packages = (
+        "understudy",
+        "torch",
+        "numpy",
+        "pandas",
+        "scikit-learn",
+        "lightgbm",
+        "onnx",
+        "onnxruntime",
+        "skl2onnx",
+        "timm",
+        "tokenizers",
+        "transformers",
+    )
     write_json(
         run.folder / "lock.json",
         {

@@ -28,6 +28,8 @@ def prepare_rows(run: Run) -> None:
         splitting.save_split(rows, kept)
     counts = {part: int(np.count_nonzero(rows.split == part)) for part in ("train", "validation", "test")}
     shape = f"{rows.inputs.shape[1]} columns" if rows.kind == "table" else " x ".join(map(str, rows.inputs.shape[1:]))
+    if rows.kind == "text":
+        shape = "pairs" if rows.inputs.ndim == 2 else "single texts"
     labelled = 0 if rows.labels is None else int(task.labelled(rows.labels).sum())
     what = f"{task.kind}, {len(task.classes)} classes" if task.classes else task.kind
     run.say(

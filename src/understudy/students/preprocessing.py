@@ -124,6 +124,31 @@ class ImagePreprocessing(nn.Module):
 
 
 @final
+class TextPreprocessing(nn.Module):
+    """Positions of tokens int64 [rows, ..., length] -> the same without the columns at the end that are padding in every row.
+
+    Only where that is for free: not in a graph that is being exported, nor on a device that would have to be waited for.
+    """
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.features: list[str] = []
+        self.spec = {"kind": "text", "padding": padding}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or tokens.device.type != "cpu":
+            return tokens
+        return trimmed(tokens, self.padding)
+
+
+def trimmed(tokens: Tensor, padding: int) -> Tensor:
+    """Positions of tokens without the last columns that are padding in every row; one column stays."""
+    used = (tokens != padding).flatten(0, -2).any(dim=0).nonzero()
+    return tokens[..., : max(1, int(used[-1]) + 1 if len(used) else 0)]
+
+
+@final
 class Rescale(nn.Module):
     """Network outputs around 0 and 1 -> values in the label's own unit: outputs * std + mean."""
 
@@ -140,13 +165,15 @@ class Rescale(nn.Module):
 
 
 def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encoding: Any, *, scale: bool, flatten: bool) -> nn.Module:
-    """The preprocessing for encoded training rows of one kind; `encoding` is a table's TableEncoding, else None."""
+    """The preprocessing for encoded training rows of one kind; `encoding` is that of a table or of texts, else None."""
     rows = encoded.numpy() if isinstance(encoded, Tensor) else encoded
     if kind == "table":
         columns = encoding.to_json()["columns"]
         numbers = [index for index, column in enumerate(columns) if column["type"] == "number"]
         absent = [index for index in numbers if np.isnan(rows[:, index]).any()]
         return TablePreprocessing(columns, [_statistics(rows[:, index]) for index in numbers], absent, scale=scale)
+    if kind == "text":
+        return TextPreprocessing(encoding.padding)
     if kind == "array":
         shape = list(rows.shape[1:])
         if not scale:
@@ -160,7 +187,7 @@ def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encodi
 
 def from_spec(spec: dict[str, Any]) -> nn.Module:
     """The preprocessing that a `spec` describes, as kept in JSON."""
-    build = {"table": TablePreprocessing, "array": ArrayPreprocessing, "image": ImagePreprocessing}[spec["kind"]]
+    build = {"table": TablePreprocessing, "array": ArrayPreprocessing, "image": ImagePreprocessing, "text": TextPreprocessing}[spec["kind"]]
     return build(**{name: value for name, value in spec.items() if name != "kind"})
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from understudy.data.encoding import TableEncoding
+from understudy.data.tokenizing import TextEncoding
 from understudy.errors import InputError
 from understudy.signals import Signals
 from understudy.students.preprocessing import from_spec
@@ -38,11 +39,11 @@ MODULE, ESTIMATOR, CARD = "model.safetensors", "estimator", "student.json"
 @final
 @dataclass
 class Student:
-    """A model under a name, for a task: `module`, or `preprocessing` and `estimator`. `encoding` is for tables."""
+    """A model under a name, for a task: `module`, or `preprocessing` and `estimator`. `encoding` is for tables and texts."""
 
     name: str
     task: Task
-    encoding: TableEncoding | None = None
+    encoding: TableEncoding | TextEncoding | None = None
     module: nn.Module | None = None
     preprocessing: nn.Module | None = None
     estimator: Any = None
@@ -128,7 +129,7 @@ class Student:
             raise InputError(f"no student in {folder}: there is no {CARD}", code="U077") from None
         if Task.from_json(said["task"]) != task:
             raise InputError(f"the student in {folder} is for {said['task']}, asked for {task.to_json()}", code="U077")
-        encoding = None if said["encoding"] is None else TableEncoding.from_json(said["encoding"])
+        encoding = None if said["encoding"] is None else _encoding(said["encoding"])
         if said["file"] != MODULE:
             prepared = from_spec(said["preprocessing"]) if said["preprocessing"] else None
             return Student(said["name"], task, encoding, preprocessing=prepared, estimator=_undump(folder / said["file"]))
@@ -162,6 +163,10 @@ def load_weights(module: nn.Module, file: Path) -> None:
         load_model(module, str(file), strict=True)
     except RuntimeError as error:
         raise InputError(f"the weights in {file} belong to another network: {error}", code="U077") from None
+
+
+def _encoding(said: dict[str, Any]) -> TableEncoding | TextEncoding:
+    return TextEncoding.from_json(said) if "tokenizer" in said else TableEncoding.from_json(said)
 
 
 def _rows(inputs: Any, piece: slice) -> Any:
