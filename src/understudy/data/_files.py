@@ -89,18 +89,25 @@ def by_folders(names: list[str], where: str, kind: Kind, what: str) -> Source:
 
 
 def by_csv(
-    names: list[str], path: Path, file_column: str, label_column: str | list[str] | None, encoding: str, kind: Kind, what: str
+    names: list[str],
+    path: Path,
+    file_column: str,
+    label_column: str | list[str] | None,
+    encoding: str,
+    kind: Kind,
+    what: str,
+    group_column: str | None = None,
 ) -> Source:
     """Labels from a CSV whose file column has the path, the file name, or either without its ending."""
     table = _read_csv(path, encoding)
     columns = list(table.columns)
     asked = [label_column] if isinstance(label_column, str) else label_column
     if asked is None:
-        asked = [name for name in columns if name != file_column]
+        asked = [name for name in columns if name not in (file_column, group_column)]
         if len(asked) != 1:
             raise DataError(f"{path.name} has the columns {', '.join(columns)}; say which is the label: data.label", code="U107")
-    for name, option in [(file_column, "data.file"), *((name, "data.label") for name in asked)]:
-        if name not in columns:
+    for name, option in [(file_column, "data.file"), *((name, "data.label") for name in asked), (group_column, "data.group")]:
+        if name is not None and name not in columns:
             raise DataError(f"No column {name!r} ({option}) in {path.name}; {did_you_mean(name, columns)}", code="U107")
     positions = _matches(table[file_column], names, path.name)
     problems = []
@@ -111,7 +118,12 @@ def by_csv(
     labels = pd.DataFrame({name: _values(table[name]) for name in asked})
     labels.index = pd.Index(positions)
     labels = labels.reindex(range(len(names)))
-    return Source(kind, None, labels[asked[0]] if isinstance(label_column, str | None) else labels, problems=tuple(problems))
+    groups = None
+    if group_column is not None:
+        said = pd.Series(table[group_column].to_numpy(dtype=object), index=positions).reindex(range(len(names)))
+        groups = said.fillna("").astype(str).to_numpy(dtype=object)
+    raw = labels[asked[0]] if isinstance(label_column, str | None) else labels
+    return Source(kind, None, raw, problems=tuple(problems), groups=groups)
 
 
 def _read_csv(path: Path, encoding: str) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Rows: examples with content keys, maybe labels, maybe a given split. Everything downstream takes and gives `Rows`.
 
 `inputs` by kind: `table` a pandas DataFrame without the label column; `array` float32 [rows, ...]; `image` uint8
-[rows, height, width, channels] with 1 or 3 channels, perhaps a memory map.
+[rows, height, width, channels] with 1 or 3 channels, perhaps a memory map; `audio` int16 [rows, samples], zeros after the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-Kind = Literal["table", "array", "image"]
+Kind = Literal["table", "array", "image", "audio"]
 SPLITS = ("train", "validation", "test")
 
 
