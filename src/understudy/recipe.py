@@ -98,7 +98,10 @@ class OptimizerSection(Section):
 class TeacherTrainSection(OptimizerSection):
     """A teacher trained from the labels when there is none yet."""
 
-    model: str = Field("mlp", description="mlp, convnet, speech.convnet, speech.recurrent, speech.transformer, boosted, forest, timm:NAME or module:factory")
+    model: str = Field(
+        "mlp",
+        description="mlp, convnet, speech.recurrent (or .convnet, .transformer), boosted, forest, timm:NAME or module:factory",
+    )
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
 
@@ -200,7 +203,11 @@ class RowsSection(Section):
 class StudentSection(Section):
     """The small model."""
 
-    model: str = Field("mlp", description="tree, boosted, mlp, convnet, speech.convnet, speech.recurrent, speech.transformer, timm:NAME, module:factory or sklearn:module.Class")
+    model: str = Field(
+        "mlp",
+        description="tree, boosted, mlp, convnet, speech.convnet (or .recurrent, .transformer), timm:NAME, module:factory or "
+        "sklearn:module.Class",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="sizes: leaves, depth, rounds, hidden, width, ...")
 
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def parity(
     with tempfile.TemporaryDirectory() as made:
         job = Path(made)
         np.savez(job / "rows.npz", rows=encoded)
-        said = {"blocked": BLOCKED, "batches": list(batches), "most": MOST_TIMED, "raw": _write_raw(job, raw, kind)}
+        said = {"blocked": BLOCKED, "batches": list(batches), "most": MOST_TIMED, "raw": _write_raw(job, raw, kind, folder)}
         (job / "job.json").write_text(json.dumps(said), encoding="utf-8")
         command = [sys.executable, "-I", "-c", RUNNER, str(folder.resolve()), str(job)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -139,8 +140,8 @@ def _figures(theirs: Array, ours: Array, task: Task) -> dict[str, float]:
     return {"agreement": agreement, "largest": float(gaps.max()), "mean": float(gaps.mean())}
 
 
-def _write_raw(job: Path, raw: Any, kind: str) -> str | None:
-    """Some rows as a user has them: a CSV of a table, PNG files of images; gives the name."""
+def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
+    """Some rows as a user has them: a CSV of a table, PNG files of images, WAV files of sound; gives the name."""
     if kind == "table" and len(raw):
         raw.iloc[:RAW_ROWS].to_csv(job / "raw.csv", index=False, encoding="utf-8")
         return "raw.csv"
@@ -150,5 +151,13 @@ def _write_raw(job: Path, raw: Any, kind: str) -> str | None:
         (job / "raw").mkdir()
         for at, pixels in enumerate(raw[:RAW_IMAGES]):
             Image.fromarray(np.asarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(job / "raw" / f"{at:04d}.png")
+        return "raw"
+    if kind == "audio" and len(raw):
+        rate = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["rate"]
+        (job / "raw").mkdir()
+        for at, samples in enumerate(raw[:RAW_IMAGES]):
+            with wave.open(str(job / "raw" / f"{at:04d}.wav"), "wb") as file:
+                file.setparams((1, 2, rate, 0, "NONE", ""))
+                file.writeframes(np.asarray(samples, dtype="<i2").tobytes())
         return "raw"
     return None

@@ -39,7 +39,16 @@ class LogMel(nn.Module):
         self, rate: int, mels: int, window: int, hop: int, mean: list[float] | None = None, std: list[float] | None = None, *, flatten: bool
     ) -> None:
         super().__init__()
-        self.spec = {"kind": "audio", "rate": rate, "mels": mels, "window": window, "hop": hop, "mean": mean, "std": std, "flatten": flatten}
+        self.spec = {
+            "kind": "audio",
+            "rate": rate,
+            "mels": mels,
+            "window": window,
+            "hop": hop,
+            "mean": mean,
+            "std": std,
+            "flatten": flatten,
+        }
         self.hop, self.window, self.flatten = hop, window, flatten
         self.features: list[str] = []
         self.register_buffer("filters", torch.from_numpy(mel_filters(rate, window, mels)))
@@ -70,7 +79,9 @@ class LogMel(nn.Module):
         return (starts < ends).to(torch.float32)[:, None, :]
 
 
-def fit_log_mel(encoded: Tensor, rate: int, *, scale: bool, flatten: bool, mels: int = 40, window: float = 0.025, hop: float = 0.01) -> LogMel:
+def fit_log_mel(
+    encoded: Tensor, rate: int, *, scale: bool, flatten: bool, mels: int = 40, window: float = 0.025, hop: float = 0.01
+) -> LogMel:
     """Features at this rate, standardised per mel by the frames of the encoded training clips; `window` and `hop` in seconds."""
     size = 2 * round(window * rate / 2)
     said: dict[str, Any] = {"rate": rate, "mels": mels, "window": size, "hop": round(hop * rate)}

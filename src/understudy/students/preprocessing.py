@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.data.rows import Kind
+from understudy.students._sound import LogMel, fit_log_mel
 
 LIMIT = 10.0
 """Standardised values are cut at this many standard deviations: one absurd cell must not drown its row."""
@@ -139,8 +140,12 @@ class Rescale(nn.Module):
         return outputs * self.std + self.mean
 
 
-def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encoding: Any, *, scale: bool, flatten: bool) -> nn.Module:
-    """The preprocessing for encoded training rows of one kind; `encoding` is a table's TableEncoding, else None."""
+def fit_preprocessing(
+    encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encoding: Any, *, scale: bool, flatten: bool, rate: int = 16000
+) -> nn.Module:
+    """The preprocessing for encoded training rows of one kind; `encoding` is a table's TableEncoding, else None; `rate` is for sound."""
+    if kind == "audio":
+        return fit_log_mel(torch.as_tensor(encoded), rate, scale=scale, flatten=flatten)
     rows = encoded.numpy() if isinstance(encoded, Tensor) else encoded
     if kind == "table":
         columns = encoding.to_json()["columns"]
@@ -160,7 +165,7 @@ def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encodi
 
 def from_spec(spec: dict[str, Any]) -> nn.Module:
     """The preprocessing that a `spec` describes, as kept in JSON."""
-    build = {"table": TablePreprocessing, "array": ArrayPreprocessing, "image": ImagePreprocessing}[spec["kind"]]
+    build = {"table": TablePreprocessing, "array": ArrayPreprocessing, "image": ImagePreprocessing, "audio": LogMel}[spec["kind"]]
     return build(**{name: value for name, value in spec.items() if name != "kind"})
 
 

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from understudy.students._seeding import seeded
 
 
-def convnet(mels: int, outputs: int, *, width: int = 32, depth: int = 4, kernel: int = 9, dropout: float = 0.0, seed: int | None = None) -> nn.Module:
+def convnet(
+    mels: int, outputs: int, *, width: int = 32, depth: int = 4, kernel: int = 9, dropout: float = 0.0, seed: int | None = None
+) -> nn.Module:
     """Separable convolutions along time, with a way around each pair (as MatchboxNet, Majumdar & Ginsburg 2020, arXiv:2004.08531).
 
     >>> sum(weight.numel() for weight in convnet(40, 10, width=48).parameters()) < 50_000
     True
     """
     with seeded(seed):
-        blocks = [_Separable(width, kernel, dropout) for _ in range(depth)]
+        blocks: list[nn.Module] = [_Separable(width, kernel, dropout) for _ in range(depth)]
         return _Network(_Start(mels, width), blocks, nn.Linear(width, outputs))
 
 
