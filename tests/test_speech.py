@@ -114,7 +114,7 @@ def test_predict_refuses_what_is_no_wav_or_silent(tmp_path: Path) -> None:
 # --- the whole way --------------------------------------------------------------------------------------------------
 
 
-def tones(folder: Path, count: int = 24) -> None:
+def tones(folder: Path, count: int = 16) -> None:
     rng = np.random.default_rng(0)
     for number in range(count):
         for name, hertz in (("high", 1900), ("low", 400), ("middle", 1000)):
@@ -130,10 +130,10 @@ def test_from_a_folder_of_clips_to_an_artifact(tmp_path: Path, monkeypatch: pyte
         f"""
         out = "{tmp_path / "run"}"
         data = {{ train = "{tmp_path / "clips"}", rate = {RATE} }}
-        teacher.train = {{ model = "speech.transformer", options = {{ width = 16, depth = 1, heads = 2 }}, epochs = 8, batch_size = 8 }}
+        teacher.train = {{ model = "speech.transformer", options = {{ width = 16, depth = 1, heads = 2 }}, epochs = 5, batch_size = 8, lr = 3e-3 }}
         teaching.views = 2
         student = {{ model = "speech.convnet", options = {{ width = 8, depth = 1 }} }}
-        train = {{ epochs = 12, batch_size = 8, lr = 1e-2, augment = {{ shift = 200, gain = 6 }} }}
+        train = {{ epochs = 8, batch_size = 8, lr = 1e-2, augment = {{ shift = 200, gain = 6 }} }}
         measure = {{ latency = false, resamples = 100 }}
         """
     )
@@ -146,7 +146,7 @@ def test_from_a_folder_of_clips_to_an_artifact(tmp_path: Path, monkeypatch: pyte
     assert run(monkeypatch, "predict", artifact, tmp_path / "clips", "--out", tmp_path / "said.csv") == 0
     lines = (tmp_path / "said.csv").read_text().splitlines()
     right = sum(line.startswith(f"{word}/") and line.split(",")[1] == word for line in lines[1:] for word in ("high", "low", "middle"))
-    assert right / 72 > 0.8
+    assert right / 48 > 0.8
 
 
 def test_a_network_for_sound_refuses_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
