@@ -80,13 +80,14 @@ CORE = {
 """The dependencies of every installation; whatever else is imported is foreign and belongs into adapters/."""
 
 FOREIGN_OUTSIDE_ADAPTERS = {
+    ("data.audio", "soundfile"),
     ("data.tokenizing", "tokenizers"),
     ("exporting.predict_template", "tokenizers"),
     ("students.student", "skops"),
     ("students.trees", "lightgbm"),
     ("training._journal", "torch.utils.tensorboard"),
 }
-"""(module, package): the exceptions, each because the student or its log, not a teacher, is made with that package."""
+"""(module, package): the exceptions, each because rows, the student or its log, not a teacher, are made with that package."""
 
 HEAVY = {"accelerate", "lightgbm", "onnx", "onnxruntime", "pandas", "pyarrow", "scipy", "sklearn", "timm", "torch", "xgboost"}
 

@@ -160,7 +160,7 @@ def test_a_crop_is_a_window_of_the_image_at_its_size() -> None:
 
 
 def test_views_that_a_kind_of_row_cannot_have() -> None:
-    with pytest.raises(DataError, match=r"U320 augment.shift is for images, the rows are of kind 'table'; use augment.noise"):
+    with pytest.raises(DataError, match=r"U320 augment.shift is for images and sound, the rows are of kind 'table'; use augment.noise"):
         Views("table", shift=2)
     with pytest.raises(DataError, match=r"U320 augment.flip is for images, the rows are of kind 'array'"):
         Views("array", flip=True)

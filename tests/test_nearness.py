@@ -57,6 +57,12 @@ def test_a_table_with_rounded_cells_and_texts_written_otherwise() -> None:
     assert sorted(found.pairs.tolist()) == [[row, 600 + row] for row in range(7)]
 
 
+def test_texts_of_the_same_words() -> None:
+    texts = np.array([f"Where is town number {row}?" for row in range(50)] + ["where is  town NUMBER 7", "Where is the sea?"], dtype=object)
+    found = near_twins(split(texts, "text", (50, 2)))
+    assert found.pairs.tolist() == [[7, 50]] and found.looked_at == 2
+
+
 def test_rows_that_are_close_because_there_are_many_are_no_twins() -> None:
     generator = np.random.default_rng(0)
     assert not len(near_twins(split(generator.normal(size=(5000, 8)).astype(np.float32), "array", (4000, 1000))).pairs)

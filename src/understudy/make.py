@@ -19,7 +19,21 @@ import torch
 from torch import nn
 
 from understudy.answers import Combine
-from understudy.data import arrays, callables, encoding, images, keys, labelling, splitting, synthetic, tables, texts, tokenizing, views
+from understudy.data import (
+    arrays,
+    audio,
+    callables,
+    encoding,
+    images,
+    keys,
+    labelling,
+    splitting,
+    synthetic,
+    tables,
+    texts,
+    tokenizing,
+    views,
+)
 from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
@@ -29,7 +43,7 @@ from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMemb
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
-from understudy.students import convnet, mlp, preprocessing, text, trees
+from understudy.students import convnet, mlp, preprocessing, speech, text, trees
 from understudy.students.student import Student
 from understudy.tasks import Task
 from understudy.teachers import Ensemble, Teacher, take
@@ -49,6 +63,7 @@ class Loaded:
     task: Task
     encoding: Encoder
     problems: tuple[Problem, ...]
+    rate: int = 16000
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -61,8 +76,10 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     for part, place in (("validation", said.validation), ("test", said.test)):
         if place is not None:
             sources[part] = _read(said, place, cache)
+    sources["train"] = _grouped(recipe, sources)
     problems = [problem for source in sources.values() for problem in source.problems]
     task, labels = _labels(recipe, sources, problems)
+    sources = _same_length(sources)
     _same_inputs(sources)
     parts = {part: _rows(source, labels[part], sources["train"]) for part, source in sources.items()}
     rows = _split(recipe, parts, task)
@@ -71,7 +88,28 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     if rows.kind == "text":
         fitted = _tokenizer(recipe, rows.part("train").inputs)
         more += fitted.check(rows.inputs[:: max(1, len(rows) // 2000)])
-    return Loaded(rows, task, fitted, (*problems, *more))
+    return Loaded(rows, task, fitted, (*problems, *more), said.rate)
+
+
+def _grouped(recipe: Recipe, sources: dict[str, Source]) -> Source:
+    """The training rows, with a split that keeps groups whole where groups were asked for."""
+    train, asked = sources["train"], recipe.data.group
+    if asked is None or train.split is not None:
+        return train
+    if train.groups is None:
+        raise DataError(
+            f"data.group = {asked!r} is read of sound only; the rows are of kind {train.kind!r}: mark a data.split", code="U425"
+        )
+    for part in ("validation", "test"):
+        theirs = sources[part].groups if part in sources else None
+        shared = set() if theirs is None else set(train.groups) & set(theirs)
+        if shared:
+            told = f"{asked} {', '.join(sorted(map(str, shared))[:6])} is in data.train and in data.{part}"
+            raise DataError(f"{told}: leave data.{part} out, and whole groups are split off data.train", code="U425")
+    shares = {
+        part: 0.0 if part in sources else share for part, share in (("validation", recipe.split.validation), ("test", recipe.split.test))
+    }
+    return replace(train, split=splitting.split_groups(train.groups, seed=recipe.split.seed, **shares))
 
 
 def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
@@ -97,6 +135,17 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
         return callables.read_callable(place, said.kind, label=label, ignore=said.ignore, split_column=said.split)
     path = Path(said.root, place)
     name = path.name.lower()
+    if said.kind == "audio" or (said.kind == "auto" and audio.has_audio(path)):
+        return audio.read_audio(
+            path,
+            rate=said.rate,
+            seconds=said.seconds,
+            labels_csv=Path(said.root, said.labels) if said.labels is not None else None,
+            file_column=said.file,
+            label_column=said.label,
+            group=said.group,
+            encoding=said.encoding,
+        )
     if name.endswith(".npz"):
         return arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
     if said.kind == "auto" and (name.endswith((".jsonl", ".jsonl.gz", ".ndjson")) or texts.has_texts(path)):
@@ -163,6 +212,17 @@ def _rows(source: Source, labels: Any, like: Source) -> Rows:
     return Rows(source.kind, inputs, keys.content_keys(inputs, source.kind), labels, split=source.split, names=_names(source))
 
 
+def _same_length(sources: dict[str, Source]) -> dict[str, Source]:
+    """Sound of several files with zeros up to one length; other rows as they are."""
+    if any(source.kind != "audio" for source in sources.values()):
+        return sources
+    longest = max(source.inputs.shape[1] for source in sources.values())
+    return {
+        part: replace(source, inputs=np.pad(source.inputs, ((0, 0), (0, longest - source.inputs.shape[1]))))
+        for part, source in sources.items()
+    }
+
+
 def _same_inputs(sources: dict[str, Source]) -> None:
     first = sources["train"]
     for part, source in sources.items():
@@ -208,8 +268,10 @@ def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Ro
         return _unlabelled(recipe, train)
     if not said.synthetic:
         return None
-    if train.kind == "image":
-        raise RecipeError("rows.synthetic makes rows of tables and arrays; for images set teaching.views and train.augment", code="U061")
+    if train.kind in ("image", "audio"):
+        raise RecipeError(
+            "rows.synthetic makes rows of tables and arrays; for images and sound set teaching.views and train.augment", code="U061"
+        )
     if train.kind == "text":
         raise RecipeError("rows.synthetic makes rows of tables and arrays; for texts name files in rows.unlabelled", code="U061")
     made = synthetic.munge(train.inputs, multiple=said.synthetic, swap=said.swap, local_variance=said.local_variance, seed=seed)
@@ -242,7 +304,7 @@ def _given(said: DataSection) -> list[str]:
     return [place for place in (said.train, said.validation, said.test) if place is not None]
 
 
-AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup")
+AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain")
 
 
 def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, counted: bool = False) -> views.Views | None:
@@ -255,7 +317,7 @@ def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, count
         return None
     if rows.kind == "text":
         raise RecipeError("train.augment changes images and numbers; for texts use student.options.drop_words, or more texts", code="U412")
-    numbers: dict[str, Any] = {name: float(said[name]) for name in ("crop", "colour", "noise", "mixup") if name in said}
+    numbers: dict[str, Any] = {name: float(said[name]) for name in ("crop", "colour", "noise", "mixup", "speed", "gain") if name in said}
     partners = views.Partners.of(rows) if "mixup" in said and rows.kind != "table" else None
     columns: tuple[tuple[str, int, float], ...] = ()
     if rows.kind == "table" and "noise" in said:
@@ -450,7 +512,7 @@ def build_student(
         there = "are texts, which text.bag, text.transformer and text.static" if kind == "text" else f"are of kind {kind!r}, which others"
         raise RecipeError(f"the model {model!r} does not read these rows: they {there} read; set student.model", code="U411")
     if is_estimator(model):
-        prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True)
+        prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True, rate=loaded.rate)
         if model.startswith("sklearn:"):
             estimator = trees.estimator(model, options, seed=seed)
         elif model == "tree":
@@ -459,10 +521,11 @@ def build_student(
             estimator = _called(trees.boosted, task, options, seed=seed)
         return Student(name, task, encoding=loaded.encoding, preprocessing=prepared, estimator=estimator)
     flat = model == "mlp"
-    prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat)
+    prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat, rate=loaded.rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _text_network(model, options, loaded) if kind == "text" else _network(model, options, prepared(encoded[:2]), task)
+        features = prepared(encoded[:2])
+        network = _text_network(model, options, loaded) if kind == "text" else _network(model, options, features, task, kind)
     values = labels if task.kind == "regression" else None
     return Student(name, task, encoding=loaded.encoding, module=preprocessing.assemble(prepared, network, values=values))
 
@@ -493,12 +556,24 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, ['text.bag', 'text.transformer', 'text.static'])}", code="U063")
 
 
-def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task) -> nn.Module:
+SPEECH: dict[str, Callable[..., nn.Module]] = {
+    "speech.convnet": speech.convnet,
+    "speech.recurrent": speech.recurrent,
+    "speech.transformer": speech.transformer,
+}
+
+
+def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task, kind: str) -> nn.Module:
+    if model in SPEECH:
+        if kind != "audio":
+            raise RecipeError(f"{model} hears sound; these rows are of kind {kind!r}: use mlp or convnet", code="U427")
+        return _called(SPEECH[model], features.shape[1] - 1, task.outputs, options)
     if model == "mlp":
         return _called(mlp.mlp, features.shape[1], task.outputs, options)
     if model == "convnet":
         if features.ndim != 4:
-            raise RecipeError("a convnet reads images; these rows are a table or flat arrays: use mlp, tree or boosted", code="U063")
+            other = "sound: use speech.convnet" if kind == "audio" else "a table or flat arrays: use mlp, tree or boosted"
+            raise RecipeError(f"a convnet reads images; these rows are {other}", code="U063")
         return _called(convnet.convnet, features.shape[1], task.outputs, {"size": tuple(features.shape[2:]), **options})
     if model.startswith("timm:"):
         from understudy.adapters import timm_models
@@ -512,7 +587,7 @@ def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: 
         from understudy.adapters import torch_module
 
         return torch_module.build(model, options)
-    known = ["tree", "boosted", "mlp", "convnet", "timm:NAME", "package.module:factory", "sklearn:package.Class"]
+    known = ["tree", "boosted", "mlp", "convnet", *SPEECH, "timm:NAME", "package.module:factory", "sklearn:package.Class"]
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, known)}", code="U063")
 
 

@@ -28,11 +28,11 @@ class DataSection(Section):
 
     root: str = Field(".", description="folder from which the paths below start")
     train: str = Field(
-        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images, a folder of .txt, or module:function"
+        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images or sounds, a folder of .txt, or module:function"
     )
     validation: str | None = Field(None, description="given validation rows; otherwise split off train")
     test: str | None = Field(None, description="given test rows; otherwise split off train")
-    kind: Literal["auto", "table", "array", "image", "text"] = "auto"
+    kind: Literal["auto", "table", "array", "image", "audio", "text"] = "auto"
     text: str | list[str] | None = Field(None, description="column that holds the text; a list of two means pairs of texts")
     join: str | None = Field(None, description="texts: what stands between the columns of data.text, which become one text")
     separator: str | None = Field(None, description="what stands between the labels of one cell, as in `joy,love`; means multilabel")
@@ -40,8 +40,8 @@ class DataSection(Section):
     max_length: int = Field(128, ge=1, description="texts: tokens that are read of each")
     tokenizer: str | None = Field(None, description="texts: tokenizer.json, its folder, or the sentences:NAME or hf:NAME that has it")
     label: str | list[str] | None = Field(None, description="label column; a list of columns means multilabel")
-    labels: str | None = Field(None, description="CSV with the labels of images: columns `file` and the label column")
-    file: str = Field("file", description="column of the labels CSV that names the image (with or without its ending)")
+    labels: str | None = Field(None, description="CSV with the labels of images or sound files: columns `file` and the label column")
+    file: str = Field("file", description="column of the labels CSV that names the file (with or without its ending)")
     split: str | None = Field(None, description="column that holds train, validation or test")
     classes: list[str] | None = Field(None, description="class names in the wanted order; the last is positive in a binary task")
     ignore: list[str] = Field(default_factory=list, description="columns that are not inputs")
@@ -50,6 +50,11 @@ class DataSection(Section):
     overlap: Literal["refuse", "drop", "allow"] = Field("refuse", description="training rows that are also validation or test rows")
     image_size: tuple[int, int] | None = Field(None, description="height, width to which images are resized")
     grey: bool = Field(False, description="read images in one channel")
+    rate: int = Field(16000, ge=1000, description="samples per second to which sound is resampled")
+    seconds: float | None = Field(None, gt=0, description="length to which sound is cut or padded; without, the longest clip's")
+    group: str | None = Field(
+        None, description="sound: column of the labels CSV, or key of the .npz, whose rows stay in one split, such as the speaker"
+    )
     max_levels: int = Field(64, ge=2, description="levels kept of a categorical column; the rest count as unknown")
 
 
@@ -87,7 +92,7 @@ class OptimizerSection(Section):
     augment: dict[str, Any] = Field(
         default_factory=dict,
         description="views. Images: shift = 4 (pixels), flip = true, crop = 0.5 (least share of the area), colour = 0.3; "
-        "arrays and images: mixup = 0.2; all rows: noise = 0.1",
+        "sound: shift = 800 (samples), speed = 0.1, gain = 6 (decibels); arrays and images: mixup = 0.2; all rows: noise = 0.1",
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
 
@@ -101,7 +106,10 @@ class OptimizerSection(Section):
 class TeacherTrainSection(OptimizerSection):
     """A teacher trained from the labels when there is none yet."""
 
-    model: str = Field("mlp", description="mlp, convnet, boosted, forest, timm:NAME or module:factory")
+    model: str = Field(
+        "mlp",
+        description="mlp, convnet, speech.recurrent (or .convnet, .transformer), boosted, forest, timm:NAME or module:factory",
+    )
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
 
@@ -213,7 +221,11 @@ class RowsSection(Section):
 class StudentSection(Section):
     """The small model."""
 
-    model: str = Field("mlp", description="tree, boosted, mlp, convnet, timm:NAME, module:factory or sklearn:module.Class")
+    model: str = Field(
+        "mlp",
+        description="tree, boosted, mlp, convnet, speech.convnet (or .recurrent, .transformer), timm:NAME, module:factory or "
+        "sklearn:module.Class",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="sizes: leaves, depth, rounds, hidden, width, ...")
 
 

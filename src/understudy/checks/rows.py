@@ -78,7 +78,7 @@ def _check_inputs(rows: Rows) -> list[Problem]:
         return []
     if rows.kind == "image":
         return list(_check_images(rows.inputs[:: max(1, len(rows) // LOOKED_AT)]))
-    if rows.kind in ("array", "text"):
+    if rows.kind in ("array", "audio", "text"):
         same = bool((rows.inputs == rows.inputs[:1]).all())
         return [Problem("U230", f"all {len(rows):,} inputs are identical: nothing can be learned from them; check data.train")] * same
     constant = [str(name) for name in rows.inputs.columns if _constant(rows.inputs[name])]

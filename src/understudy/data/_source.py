@@ -23,7 +23,8 @@ _SPLIT_WORDS = {**{word: word for word in SPLITS}, "val": "validation", "valid":
 @final
 @dataclass(frozen=True)
 class Source:
-    """Rows as read: `inputs` by kind as in Rows, `labels` raw (Series, DataFrame, ndarray or None), `problems` are warnings."""
+    """Rows as read: `inputs` by kind as in Rows, `labels` raw (Series, DataFrame, ndarray or None), `problems` are warnings;
+    `groups` names what must not be split (a speaker), a text per row."""
 
     kind: Kind
     inputs: Any
@@ -32,6 +33,7 @@ class Source:
     classes: tuple[str, ...] | None = None
     split: Array | None = None
     problems: tuple[Problem, ...] = ()
+    groups: Array | None = None
 
 
 def place(names: Array | None, position: int) -> str:

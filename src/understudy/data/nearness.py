@@ -1,7 +1,8 @@
 """Near twins: held-out rows that a training row all but repeats, which content keys cannot see.
 
-A picture saved twice, a row with one cell rounded, a sentence with another full stop. Rows become vectors of unit variance
-(pixels in blocks, numbers, one random direction per text), and the nearest training row of each held-out row is looked up.
+A picture saved twice, a row with one cell rounded, a sentence with another full stop. Texts are compared by their words; other
+rows become vectors of unit variance (pixels in blocks, numbers, one random direction per text), and the nearest training row
+of each held-out row is looked up.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def near_twins(rows: Rows) -> Twins:
     if rows.split is None:
         raise ValueError("these rows are not split yet")
     train, held_out = np.flatnonzero(rows.split == "train"), np.flatnonzero(rows.split != "train")
-    if len(train) < 2 or not len(held_out):
+    if len(train) < 2 or not len(held_out) or rows.kind not in ("table", "array", "image", "audio", "text"):
         return Twins(np.empty((0, 2), dtype=np.int64), 0)
+    if rows.kind == "text":
+        return _same_words(rows, train, held_out)
     most = max(2, _BYTES // max(_row_bytes(rows), 1))
     train, held_out = _spaced(train, min(COMPARED, most)), _spaced(held_out, min(LOOKED_AT, most))
     there, asked = _vectors(rows, train, held_out)
@@ -74,6 +77,19 @@ def near_twins(rows: Rows) -> Twins:
     other = (rows.keys[held_out] != rows.keys[train[nearest]]).reshape(len(held_out), -1).any(axis=1)
     near = np.flatnonzero((apart <= NEAR * usual) & other)
     return Twins(np.stack([train[nearest[near]], held_out[near]], axis=1), len(held_out))
+
+
+def _same_words(rows: Rows, train: Array, held_out: Array) -> Twins:
+    """Texts of the same words, whatever their case and punctuation."""
+    texts = np.asarray(rows.inputs).reshape(len(rows), -1)
+    there = {tuple(map(_words, texts[position])): position for position in train[::-1]}
+    found = [(there.get(tuple(map(_words, texts[position]))), position) for position in held_out]
+    pairs = [(twin, position) for twin, position in found if twin is not None and (rows.keys[twin] != rows.keys[position]).any()]
+    return Twins(np.array(pairs, dtype=np.int64).reshape(-1, 2), len(held_out))
+
+
+def _words(text: Any) -> str:
+    return _MARKS.sub(" ", str(text).casefold()).strip()
 
 
 def _telling(rows: Rows, there: Array) -> int:
@@ -122,7 +138,7 @@ def _column(column: pd.Series[Any], train: Array, held_out: Array) -> tuple[Arra
 
 def _direction(word: str) -> Array:
     """A direction drawn from a text's letters and digits, as long as a number of unit variance."""
-    seed = hashlib.blake2b(_MARKS.sub(" ", word.casefold()).strip().encode(), digest_size=8).digest()
+    seed = hashlib.blake2b(_words(word).encode(), digest_size=8).digest()
     drawn = np.random.default_rng(int.from_bytes(seed, "little")).standard_normal(_PER_TEXT)
     return (drawn / np.sqrt(_PER_TEXT)).astype(np.float32)
 

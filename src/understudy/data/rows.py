@@ -1,8 +1,8 @@
 """Rows: examples with content keys, maybe labels, maybe a given split. Everything downstream takes and gives `Rows`.
 
 `inputs` by kind: `table` a pandas DataFrame without the label column; `array` float32 [rows, ...]; `image` uint8
-[rows, height, width, channels] with 1 or 3 channels, perhaps a memory map; `text` an object array of texts [rows], or of pairs
-[rows, 2].
+[rows, height, width, channels] with 1 or 3 channels, perhaps a memory map; `audio` int16 [rows, samples], zeros after the end;
+`text` an object array of texts [rows], or of pairs [rows, 2].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-Kind = Literal["table", "array", "image", "text"]
+Kind = Literal["table", "array", "image", "audio", "text"]
 SPLITS = ("train", "validation", "test")
 
 

@@ -5,6 +5,7 @@ A split depends on content keys, labels and the seed, and not on the order of th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,32 @@ def combine(
         return train
     marked = [replace(part, split=np.full(len(part), word, dtype="<U10")) for word, part in given.items()]
     return _concatenate([train, *marked], task)
+
+
+def split_groups(groups: Array, *, validation: float, test: float, seed: int) -> Array:
+    """A split word per row, such that rows of one group (a speaker) are never in two splits.
+
+    Groups are taken in an order that depends on their names and the seed, first for test, then for validation, until each has
+    its share of the rows. DataError U425 when there are fewer groups than splits.
+
+    >>> split_groups(np.array(["ann", "ann", "bob", "cy"]), validation=0.2, test=0.2, seed=0).tolist()
+    ['train', 'train', 'test', 'validation']
+    """
+    names, group, counts = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
+    wanted = 1 + (validation > 0) + (test > 0)
+    if len(names) < wanted:
+        told = f"data.group has {len(names)} different values ({', '.join(names[:6])}), too few for {wanted} splits without a group in two"
+        raise DataError(told, code="U425")
+    ranks = [hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in names]
+    order = sorted(range(len(names)), key=lambda at: ranks[at])
+    words = np.full(len(names), "train", dtype="<U10")
+    for word, share, after in (("test", test, 1 + (validation > 0)), ("validation", validation, 1)):
+        taken = 0
+        # at least one group, never so many that nothing is left for what comes after
+        while share > 0 and len(order) > after and (taken == 0 or taken + counts[order[0]] / 2 <= share * len(groups)):
+            words[order[0]] = word
+            taken += int(counts[order.pop(0)])
+    return words[group]
 
 
 def overlap(rows: Rows) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from understudy.data._delimited import check_shape, check_there, decode, header_of, records
-from understudy.data._folders import by_folders
+from understudy.data._files import by_folders
 from understudy.data._source import Source, check_columns, place, split_words
 from understudy.errors import DataError, Problem, did_you_mean
 
@@ -142,7 +142,7 @@ def _read_folder(path: Path, encoding: str) -> Source:
     if not files:
         raise DataError(f"no .txt file in {path}. Name a CSV, Parquet or .jsonl file, or a folder of .txt files", code="U403")
     names = [file.relative_to(path).as_posix() for file in files]
-    plan = by_folders(names, path.name, kind="text", things="texts")
+    plan = by_folders(names, path.name, "text", "texts")
     inputs = np.array([decode(file, encoding).strip() for file in files], dtype=object)
     return Source("text", inputs, plan.labels, np.array(names), plan.classes, plan.split, plan.problems)
 

@@ -17,6 +17,7 @@ import torch
 from scipy.special import betaincinv, ndtri
 from torch.nn import functional
 
+from understudy.data._sound_views import ends, levels, sounds, to_samples
 from understudy.data.rows import Kind, Rows
 from understudy.errors import DataError
 
@@ -27,6 +28,22 @@ WITHOUT_END = 2**31
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _WIDEST = 4 / 3
+
+
+_NAMES = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain")
+_OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "table": ("noise",),
+    "array": ("noise", "mixup"),
+    "image": ("shift", "flip", "crop", "colour", "noise", "mixup"),
+    "audio": ("shift", "speed", "gain", "noise"),
+}
+_FOR = {
+    **dict.fromkeys(("flip", "crop", "colour"), "images"),
+    "shift": "images and sound",
+    "mixup": "images and arrays",
+    "speed": "sound",
+    "gain": "sound",
+}
 
 
 @final
@@ -55,6 +72,8 @@ class Views:
     `colour` changes brightness, contrast and saturation by up to that share; `noise` is added to numbers (in standard
     deviations of each column of a table, in the input's own unit elsewhere); `mixup` is the parameter of the Beta
     distribution of Zhang et al. 2018 (arXiv:1710.09412), the row always being the larger part, so that its label stays.
+    Of sound, `shift` is in samples, `speed` the largest change of tempo and pitch, `gain` of loudness in decibels, `noise` in
+    units of the clip's own level.
     `columns` are the number columns of a table: name, position in its encoding, standard deviation.
     """
 
@@ -65,15 +84,18 @@ class Views:
     colour: float = 0.0
     noise: float = 0.0
     mixup: float = 0.0
+    speed: float = 0.0
+    gain: float = 0.0
     enumerated: bool = False
     columns: tuple[tuple[str, int, float], ...] = ()
     partners: Partners | None = None
 
     def __post_init__(self) -> None:
-        asked = [name for name in ("shift", "flip", "crop", "colour", "mixup") if getattr(self, name) != type(self).__dict__[name]]
-        wrong = [name for name in asked if self.kind == "table" or (self.kind == "array" and name != "mixup")]
+        asked = [name for name in _NAMES if getattr(self, name) != type(self).__dict__[name]]
+        wrong = [name for name in asked if name not in _OF_KIND[self.kind]]
         if wrong:
-            raise DataError(f"augment.{wrong[0]} is for images, the rows are of kind {self.kind!r}; use augment.noise", code="U320")
+            told = f"augment.{wrong[0]} is for {_FOR[wrong[0]]}, the rows are of kind {self.kind!r}"
+            raise DataError(f"{told}; use {' or '.join(f'augment.{name}' for name in _OF_KIND[self.kind])}", code="U320")
         if self.mixup and self.partners is None:
             raise DataError("augment.mixup needs the rows to mix with", code="U320")
 
@@ -90,8 +112,7 @@ class Views:
     @property
     def spec(self) -> dict[str, Any]:
         """What a manifest says of these views; two that make the same views say the same."""
-        names = ("shift", "flip", "crop", "colour", "noise", "mixup")
-        said = {name: getattr(self, name) for name in names if getattr(self, name) != type(self).__dict__[name]}
+        said = {name: getattr(self, name) for name in _NAMES if getattr(self, name) != type(self).__dict__[name]}
         said |= {"how": "enumerated" if self.enumerated else "seeded"}
         if self.mixup and self.partners is not None:
             said["partners"] = self.partners.digest
@@ -111,6 +132,10 @@ class Views:
         state = _state(keys, views)
         if self.kind == "table":
             return noisy_columns(inputs, state, views > 0, self.columns, self.noise)
+        if self.kind == "audio":
+            drawn = [_uniform(state, 51 + number) for number in range(3)]
+            heard = sounds(inputs, views > 0, drawn, shift=self.shift, speed=self.speed, gain=self.gain)
+            return _hissing(heard, state, views > 0, self.noise) if self.noise else heard
         given = mixed(inputs, state, views > 0, self.partners, self.mixup) if self.mixup and self.partners is not None else inputs
         if self.shift or self.flip:
             given = augment_images(given, keys, views, shift=self.shift, flip=self.flip)
@@ -203,6 +228,14 @@ def noisy(inputs: Array, state: Array, changed: Array, size: float) -> Array:
     drawn = _normal(state[:, None] ^ _mix(places + np.uint64(31))).astype(np.float32).reshape(inputs.shape)
     drawn *= np.float32(size) * changed.astype(np.float32).reshape(-1, *[1] * (inputs.ndim - 1))
     return _bytes(inputs + drawn) if inputs.dtype == np.uint8 else np.asarray(inputs + drawn, dtype=inputs.dtype)
+
+
+def _hissing(waves: Array, state: Array, changed: Array, size: float) -> Array:
+    """Sound with normal noise of `size` times each clip's own level, up to the clip's end; int16."""
+    places = np.arange(waves.shape[1], dtype=np.uint64)
+    drawn = _normal(state[:, None] ^ _mix(places + np.uint64(31))).astype(np.float32)
+    inside = places < ends(waves)[:, None].astype(np.uint64)
+    return to_samples(waves + drawn * inside * (size * levels(waves) * changed)[:, None])
 
 
 def noisy_columns(inputs: Any, state: Array, changed: Array, columns: tuple[tuple[str, int, float], ...], size: float) -> Any:

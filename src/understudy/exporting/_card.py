@@ -71,7 +71,8 @@ def _further(kind: str) -> str:
 
 
 def _example(signature: Mapping[str, Any]) -> str:
-    return {"table": "rows.csv", "array": "rows.npz", "image": "images/", "text": "rows.csv"}[signature["inputs"][0]["kind"]]
+    there = {"table": "rows.csv", "array": "rows.npz", "image": "images/", "audio": "clips/", "text": "rows.csv"}
+    return there[signature["inputs"][0]["kind"]]
 
 
 def _reads(signature: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> list[str]:
@@ -88,6 +89,10 @@ def _reads(signature: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> li
     if read["kind"] == "image":
         colour = "grey" if preprocessing["grey"] else "RGB"
         lines.append(f"- Images become {colour}, {preprocessing['size'][0]} x {preprocessing['size'][1]} (height x width).")
+    if read["kind"] == "audio":
+        seconds = preprocessing["samples"] / preprocessing["rate"]
+        lines.append(f"- Sound: samples of 16 bits, {preprocessing['rate']:,} a second, one channel, {seconds:g} s, zeros after the end.")
+        lines.append("- predict.py reads .wav files of any rate and length; what is longer loses its end.")
     return lines
 
 

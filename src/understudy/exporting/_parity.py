@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _figures(theirs: Array, ours: Array, task: Task) -> dict[str, float]:
 
 
 def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
-    """Some rows as a user has them: a CSV of a table or of texts, PNG files of images; gives the name."""
+    """Some rows as a user has them: a CSV of a table or of texts, PNG files of images, WAV files of sound; gives the name."""
     if kind == "text" and len(raw):
         said = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         cells = raw[:RAW_ROWS].reshape(min(len(raw), RAW_ROWS), -1)
@@ -159,5 +160,13 @@ def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
         (job / "raw").mkdir()
         for at, pixels in enumerate(raw[:RAW_IMAGES]):
             Image.fromarray(np.asarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(job / "raw" / f"{at:04d}.png")
+        return "raw"
+    if kind == "audio" and len(raw):
+        rate = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["rate"]
+        (job / "raw").mkdir()
+        for at, samples in enumerate(raw[:RAW_IMAGES]):
+            with wave.open(str(job / "raw" / f"{at:04d}.wav"), "wb") as file:
+                file.setparams((1, 2, rate, 0, "NONE", ""))
+                file.writeframes(np.asarray(samples, dtype="<i2").tobytes())
         return "raw"
     return None

@@ -58,7 +58,7 @@ def export(
 ) -> Artifact:
     """Write the student as an artifact and, given test rows, compare what it answers in a fresh process with the student.
 
-    `data` says how raw rows were read (`missing`, `encoding`, `grey`); `teacher` has a name and a fingerprint. The folder
+    `data` says how raw rows were read (`missing`, `encoding`, `grey`, `rate`); `teacher` has a name and a fingerprint. The folder
     appears whole or not at all. ExportError U040-U044 says what is wrong with the file, U045 that the folder is taken.
     """
     to = Path(to)
@@ -152,6 +152,8 @@ def _describe(folder: Path, student: Student, kind: str, sample: Any, data: dict
     if kind == "image":
         height, width, channels = sample.shape[1:]
         before |= {"size": [height, width], "grey": channels == 1, "resize": "bilinear"}
+    if kind == "audio":
+        before |= {"rate": data.get("rate", 16000), "samples": sample.shape[1]}
     _write(folder / "preprocessing.json", before)
     shutil.copyfile(Path(__file__).with_name("predict_template.py"), folder / "predict.py")
 

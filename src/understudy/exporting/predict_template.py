@@ -1,8 +1,8 @@
 """Answer rows with the model in this folder: `python predict.py rows.csv --out predictions.csv`.
 
 Needs numpy and onnxruntime, Pillow for images and tokenizers for texts; nothing else. From Python: predict(folder, rows), where
-rows are the path of a .csv, .csv.gz or .npz file, an image or a folder of images, a .txt or .jsonl file, or an array of encoded
-rows, or a list of dictionaries or of texts.
+rows are the path of a .csv, .csv.gz or .npz file, an image, a .wav file or a folder of either, a .txt or .jsonl file, an array of
+encoded rows, or a list of dictionaries or of texts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import json
 import math
 import sys
+import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Model:
 
     @property
     def kind(self) -> str:
-        """table, array, image or text."""
+        """table, array, image, audio or text."""
         return str(self.said["inputs"][0]["kind"])
 
     def answer(self, rows: Any, batch: int = 256) -> dict[str, Any]:
@@ -112,9 +113,11 @@ def read_rows(model: Model, rows: Any) -> tuple[list[str], Any]:
             return _read_csv(path, model.preprocessing)
         if model.kind == "image":
             return _read_images(path, model.preprocessing)
+        if model.kind == "audio":
+            return _read_sounds(path, model.preprocessing)
         if model.kind == "text":
             return _read_texts(path, model)
-        wanted = {"table": "a .csv, .csv.gz or .npz file", "array": "an .npz file", "image": "an .npz file, an image or a folder of images"}
+        wanted = {"table": "a .csv, .csv.gz or .npz file", "array": "an .npz file"}
         raise PredictError(f"this model reads {wanted[model.kind]}, not {path}")
     if model.kind == "text":
         given = list(rows)
@@ -133,6 +136,8 @@ def _fitting(rows: Any, said: Mapping[str, Any]) -> Any:
         raise PredictError(f"the model reads rows of shape {wanted}, these are of shape {list(rows.shape[1:])}")
     if said["dtype"] == "uint8" and rows.dtype != np.uint8:
         raise PredictError(f"the model reads images of whole numbers 0 to 255 (uint8), these are {rows.dtype}")
+    if said["dtype"] == "int16" and rows.dtype != np.int16:
+        raise PredictError(f"the model reads sound as whole numbers of 16 bits (int16), these are {rows.dtype}")
     if rows.dtype.kind not in "fiub":
         raise PredictError(f"the model reads numbers, these are {rows.dtype}")
     return np.ascontiguousarray(rows, dtype=said["dtype"])
@@ -340,6 +345,68 @@ def _decode(path: Path, said: Mapping[str, Any]) -> str:
         raise PredictError(f"{path.name} is not {encoding} text: {error}") from None
 
 
+# --- sound ----------------------------------------------------------------------------------------------------------
+
+
+def _read_sounds(path: Path, said: Mapping[str, Any]) -> tuple[list[str], Any]:
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".wav") if path.is_dir() else [path]
+    if not found:
+        raise PredictError(f"there are no .wav files in {path}")
+    names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in found]
+    return names, np.stack([read_sound(file, said) for file in found])
+
+
+def read_sound(file: Any, said: Mapping[str, Any]) -> Any:
+    """One .wav file as the graph reads it, int16 [samples]: one channel, at the model's rate, cut or with zeros after its end."""
+    try:
+        with wave.open(str(file), "rb") as opened:
+            rate, width, channels = opened.getframerate(), opened.getsampwidth(), opened.getnchannels()
+            data = opened.readframes(opened.getnframes())
+    except (wave.Error, EOFError, OSError) as error:
+        raise PredictError(f"{file} is no .wav file of whole numbers: {error}. Convert it to WAV with 16 bits") from None
+    data = data[: len(data) // (width * channels) * width * channels]
+    if width == 1:
+        samples = (np.frombuffer(data, dtype=np.uint8).astype(np.float64) - 128) / 128
+    else:
+        # the bytes of each sample, least first, moved to the top of 32 bits
+        parts = np.frombuffer(data, dtype=np.uint8).reshape(-1, width)
+        wide = np.zeros((len(parts), 4), dtype=np.uint8)
+        wide[:, 4 - width :] = parts
+        samples = wide.view("<i4")[:, 0].astype(np.float64) / 2**31
+    samples = resample(samples.reshape(-1, channels).mean(axis=1), rate, said["rate"])
+    whole = np.rint(samples * 32768).clip(-32768, 32767).astype(np.int16)[: said["samples"]]
+    if not whole.any():
+        raise PredictError(f"{file} is silent")
+    return np.pad(whole, (0, said["samples"] - len(whole)))
+
+
+def resample(samples: Any, found: int, rate: int) -> Any:
+    """A waveform at another rate: each new sample is a sum over its neighbours, weighed by a sinc under a Kaiser window."""
+    if found == rate or not len(samples):
+        return samples
+    divisor = math.gcd(found, rate)
+    up, down = rate // divisor, found // divisor
+    half = 10 * max(up, down)
+    at = np.arange(-half, half + 1)
+    taps = np.sinc(at / max(up, down)) * np.kaiser(2 * half + 1, 5.0)
+    taps *= up / taps.sum()
+    count = -(-len(samples) * up // down)
+    reach = half // up + 1
+    padded = np.pad(samples, reach)
+    given = np.zeros(count)
+    for start in range(0, count, 4096):
+        centre = np.arange(start, min(start + 4096, count)) * down
+        nearest = centre // up
+        steps = np.arange(-reach, reach + 1)
+        places = centre[:, None] - (nearest[:, None] + steps) * up
+        inside = np.abs(places) <= half
+        near = nearest[:, None] + steps + reach
+        given[start : start + 4096] = (
+            np.where(inside, taps[places.clip(-half, half) + half], 0) * padded[near.clip(0, len(padded) - 1)]
+        ).sum(1)
+    return given
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +426,8 @@ def write_predictions(folder: str | Path, rows: str | Path, out: str | Path, bat
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit status 2 when the rows are not what the model reads."""
     parser = argparse.ArgumentParser(description="Answer rows with the model in this folder.")
-    parser.add_argument("rows", help="a .csv, .csv.gz or .npz file, an image or a folder of images, texts (.csv, .jsonl, .txt)")
+    told = "a .csv, .csv.gz or .npz file, an image, a .wav file, a folder of either, or texts (.csv, .jsonl, .txt)"
+    parser.add_argument("rows", help=told)
     parser.add_argument("--out", default="predictions.csv", help="where to write (default: predictions.csv)")
     parser.add_argument("--batch", type=int, default=256, help="rows at a time (default: 256)")
     said = parser.parse_args(arguments)

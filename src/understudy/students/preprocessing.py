@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.data.rows import Kind
+from understudy.students._sound import LogMel, fit_log_mel
 
 LIMIT = 10.0
 """Standardised values are cut at this many standard deviations: one absurd cell must not drown its row."""
@@ -164,8 +165,12 @@ class Rescale(nn.Module):
         return outputs * self.std + self.mean
 
 
-def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encoding: Any, *, scale: bool, flatten: bool) -> nn.Module:
-    """The preprocessing for encoded training rows of one kind; `encoding` is that of a table or of texts, else None."""
+def fit_preprocessing(
+    encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encoding: Any, *, scale: bool, flatten: bool, rate: int = 16000
+) -> nn.Module:
+    """The preprocessing for encoded training rows of one kind; `encoding` is that of a table or of texts; `rate` is for sound."""
+    if kind == "audio":
+        return fit_log_mel(torch.as_tensor(encoded), rate, scale=scale, flatten=flatten)
     rows = encoded.numpy() if isinstance(encoded, Tensor) else encoded
     if kind == "table":
         columns = encoding.to_json()["columns"]
@@ -187,7 +192,13 @@ def fit_preprocessing(encoded: np.ndarray[Any, Any] | Tensor, kind: Kind, encodi
 
 def from_spec(spec: dict[str, Any]) -> nn.Module:
     """The preprocessing that a `spec` describes, as kept in JSON."""
-    build = {"table": TablePreprocessing, "array": ArrayPreprocessing, "image": ImagePreprocessing, "text": TextPreprocessing}[spec["kind"]]
+    build = {
+        "table": TablePreprocessing,
+        "array": ArrayPreprocessing,
+        "image": ImagePreprocessing,
+        "audio": LogMel,
+        "text": TextPreprocessing,
+    }[spec["kind"]]
     return build(**{name: value for name, value in spec.items() if name != "kind"})
 
 
