@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import texts as made_up
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -135,6 +136,26 @@ def test_a_hugging_face_classifier_teaches_a_transformer(
     }  # fmt: skip
     assert distill(monkeypatch, tmp_path, said) == 0, capsys.readouterr().err
     assert set(card(tmp_path)["models"]) == {"teacher", "control", "student", "exported"}
+
+
+def test_a_student_is_cut_from_its_teachers_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.sentences(120).to_csv(tmp_path / "rows.csv", index=False)
+    place = f"hf:{made_up.classifier(tmp_path / 'teacher', list(TOPICS))}"
+    cut = hugging_face.cut(place, [1], padding=0)
+    assert sum(len(part) for part in cut.modules() if isinstance(part, torch.nn.ModuleList)) == 1
+    with pytest.raises(TeacherError, match=r"U408 student.options.cut = \[2\]: hf:.* has the layers 0 to 1"):
+        hugging_face.cut(place, [2], padding=0)
+    said = {
+        "data": {"root": str(tmp_path), "train": "rows.csv", "text": "text", "label": "topic", "max_length": 16},
+        "teacher": {"source": place, "accept_score": True},
+        "student": {"model": "text.transformer", "options": {"cut": [0]}},
+        "train": {"epochs": 2, "batch_size": 32},
+    }  # fmt: skip
+    assert distill(monkeypatch, tmp_path, said) == 0, capsys.readouterr().err
+    kept = json.loads((tmp_path / "run" / "artifact" / "preprocessing.json").read_text(encoding="utf-8"))
+    assert kept["special"] and kept["padding"] == 0
 
 
 def test_a_sentence_encoder_teaches_static_vectors_of_its_own_tokens(

@@ -79,7 +79,7 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
 def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
     """The student's tokenizer: learned from the training texts, or the one that data.tokenizer names."""
     said, place = recipe.data, recipe.data.tokenizer
-    if place is None and recipe.student.model == "text.static":
+    if place is None and (recipe.student.model == "text.static" or "cut" in recipe.student.options):
         place = _encoder_of(recipe)
     if place is None:
         return tokenizing.TextEncoding.fit(train, vocabulary=said.vocabulary, length=said.max_length)
@@ -493,6 +493,8 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
         return _called(text.bag, fitted.size, task.outputs, {**shared, **options})
     if model == "text.static":
         return _static_network(options, loaded, shared)
+    if model == "text.transformer" and "cut" in options:
+        return _cut_network(options, loaded, shared)
     if model == "text.transformer":
         return _called(text.transformer, fitted.size, task.outputs, {**shared, "length": fitted.length, **options})
     if is_custom(model):
@@ -500,6 +502,16 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
 
         return torch_module.build(model, options)
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, ['text.bag', 'text.transformer', 'text.static'])}", code="U063")
+
+
+def _cut_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, Any]) -> nn.Module:
+    """Some layers of a published encoder under a new head."""
+    from understudy.adapters import hugging_face
+
+    assert loaded.source is not None
+    rest = {name: value for name, value in options.items() if name not in ("cut", "encoder")}
+    body = hugging_face.cut(_encoder_of(loaded.source), list(options["cut"]), padding=int(shared["padding"]))
+    return _called(text.headed, body, body.width, loaded.task.outputs, {"pairs": shared["pairs"], **rest})
 
 
 STATIC = ("encoder", "width", "smoothing", "corpus", "corpus_epochs", "corpus_lr", "relations")
@@ -528,13 +540,12 @@ def _static_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, A
 
 
 def _encoder_of(recipe: Recipe) -> str:
-    """The sentence encoder of text.static: the one that is named, or the teacher."""
-    place = recipe.student.options.get("encoder", recipe.teacher.source)
-    if place is None or not str(place).startswith("sentences:"):
-        raise RecipeError(
-            "text.static begins with the vectors of a sentence encoder: set student.options.encoder = 'sentences:NAME'", code="U416"
-        )
-    return str(place)
+    """The encoder that the student begins with: the one that is named, or the teacher."""
+    place, cut = str(recipe.student.options.get("encoder", recipe.teacher.source)), "cut" in recipe.student.options
+    if place.startswith("sentences:") or (cut and place.startswith("hf:")):
+        return place
+    what = "text.transformer with `cut` begins with layers" if cut else "text.static begins with the vectors"
+    raise RecipeError(f"{what} of a sentence encoder: set student.options.encoder = 'sentences:NAME'", code="U416")
 
 
 def _corpus(loaded: Loaded, files: list[dict[str, Any]]) -> np.ndarray[Any, Any]:

@@ -219,3 +219,15 @@ def static(
         if pairs and outputs == 1:
             return Similarity(body, width)
         return Siamese(body, width, outputs, pairs=pairs, hidden=hidden, dropout=dropout)
+
+
+def headed(
+    body: nn.Module, width: int, outputs: int, *, pairs: bool = False, hidden: int = 0, dropout: float = 0.1, seed: int | None = None
+) -> nn.Module:
+    """A body of one's own, from tokens [rows, length] to vectors [rows, width], under a new head.
+
+    >>> headed(bag(9, 4, width=4), 4, 2)(torch.tensor([[1, 2]])).shape
+    torch.Size([1, 2])
+    """
+    with seeded(seed):
+        return Siamese(body, width, outputs, pairs=pairs, hidden=hidden, dropout=dropout)
