@@ -143,10 +143,12 @@ def test_a_student_is_cut_from_its_teachers_layers(
 ) -> None:
     made_up.sentences(120).to_csv(tmp_path / "rows.csv", index=False)
     place = f"hf:{made_up.classifier(tmp_path / 'teacher', list(TOPICS))}"
-    cut = hugging_face.cut(place, [1], padding=0)
+    cut = hugging_face.cut(place, [1], padding=0, length=16)
     assert sum(len(part) for part in cut.modules() if isinstance(part, torch.nn.ModuleList)) == 1
     with pytest.raises(TeacherError, match=r"U408 student.options.cut = \[2\]: hf:.* has the layers 0 to 1"):
-        hugging_face.cut(place, [2], padding=0)
+        hugging_face.cut(place, [2], padding=0, length=16)
+    with pytest.raises(TeacherError, match="U408 data.max_length is 64, and hf:.* reads 40 tokens; set data.max_length = 40"):
+        hugging_face.cut(place, [1], padding=0, length=64)
     said = {
         "data": {"root": str(tmp_path), "train": "rows.csv", "text": "text", "label": "topic", "max_length": 16},
         "teacher": {"source": place, "accept_score": True},

@@ -508,9 +508,9 @@ def _cut_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, Any]
     """Some layers of a published encoder under a new head."""
     from understudy.adapters import hugging_face
 
-    assert loaded.source is not None
+    assert isinstance(loaded.encoding, tokenizing.TextEncoding) and loaded.source is not None
     rest = {name: value for name, value in options.items() if name not in ("cut", "encoder")}
-    body = hugging_face.cut(_encoder_of(loaded.source), list(options["cut"]), padding=int(shared["padding"]))
+    body = hugging_face.cut(_encoder_of(loaded.source), list(options["cut"]), padding=int(shared["padding"]), length=loaded.encoding.length)
     return _called(text.headed, body, body.width, loaded.task.outputs, {"pairs": shared["pairs"], **rest})
 
 

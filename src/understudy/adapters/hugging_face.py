@@ -107,7 +107,7 @@ class CutEncoder(nn.Module):
         return (share[:, None] @ states)[:, 0]
 
 
-def cut(place: str, layers: Sequence[int], *, padding: int) -> CutEncoder:
+def cut(place: str, layers: Sequence[int], *, padding: int, length: int) -> CutEncoder:
     """The encoder at a place with its embeddings and these layers alone, in this order, to be trained further."""
     transformers = require("transformers", "transformers")
     folder = folder_of(place)
@@ -118,6 +118,9 @@ def cut(place: str, layers: Sequence[int], *, padding: int) -> CutEncoder:
             model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise TeacherError(f"{place} cannot be read as an encoder: {str(error).strip().splitlines()[0][:200]}", code="U408") from error
+    longest = getattr(model.config, "max_position_embeddings", length) - (padding + 1 if "roberta" in model.config.model_type else 0)
+    if length > longest:
+        raise TeacherError(f"data.max_length is {length}, and {place} reads {longest} tokens; set data.max_length = {longest}", code="U408")
     stacks = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
     name, stack = max(stacks.items(), key=lambda item: len(item[1]), default=("", nn.ModuleList()))
     wrong = [layer for layer in layers if not 0 <= layer < len(stack)]
