@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy.stats import spearmanr
 from sklearn import metrics
 
 from understudy.errors import InputError, RequirementError
@@ -38,12 +39,19 @@ def example(task: Task, *, seed: int = 0, strength: float = 1.0) -> tuple[np.nda
     return np.round(strength * np.eye(len(task.classes))[chosen] + generator.normal(size=(ROWS, len(task.classes))), 1), chosen
 
 
+def spearman(answers: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> float:
+    """SciPy's, on rows that are repeated as often as their weight says."""
+    times = np.ones(len(labels), dtype=int) if weight is None else weight.astype(int)
+    return float(spearmanr(np.repeat(answers, times), np.repeat(labels, times)).statistic)
+
+
 def by_scikit_learn(answers: np.ndarray, labels: np.ndarray, task: Task, weight: np.ndarray | None = None) -> dict[str, float]:
     if task.kind == "regression":
         return {
             "r2": metrics.r2_score(labels, answers, sample_weight=weight),
             "rmse": metrics.root_mean_squared_error(labels, answers, sample_weight=weight),
             "mae": metrics.mean_absolute_error(labels, answers, sample_weight=weight),
+            "spearman": spearman(answers.ravel(), labels.ravel(), weight),
         }
     said = probabilities(answers, task)
     if task.kind == "multilabel":
@@ -106,7 +114,7 @@ def test_metrics_that_have_no_value_are_none_in_the_scorecard() -> None:
     card = measure({"student": [answers]}, np.zeros_like(labels), YES_NO, resamples=100)
     assert card["models"]["student"]["quality"]["auroc"]["mean"] is None
     flat = quality(np.full((5, 1), 2.0), np.full((5, 1), 2.0), NUMBER)
-    assert flat == {"r2": 1.0, "rmse": 0.0, "mae": 0.0}
+    assert flat == {"r2": 1.0, "spearman": pytest.approx(np.nan, nan_ok=True), "rmse": 0.0, "mae": 0.0}
     assert quality(np.full((5, 1), 2.5), np.full((5, 1), 2.0), NUMBER)["r2"] == 0.0
 
 

@@ -19,6 +19,7 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 import pytest
+import texts as made_up
 from PIL import Image
 
 from understudy import cli, recipe
@@ -203,6 +204,44 @@ def spoken(root: Path) -> None:
     np.savez(root / "fsdd" / "train.npz", **said, offsets=offsets, labels=np.uint8(labels), speakers=np.uint8(speakers))
 
 
+def of_topics(root: Path) -> pd.DataFrame:
+    """Made-up texts of three topics, and a tiny sentence encoder with random weights that knows their words."""
+    made_up.encoder(root / "encoder")
+    return made_up.sentences(330, seed=8)
+
+
+def banking77(root: Path) -> None:
+    frame = of_topics(root)
+    written(frame.rename(columns={"topic": "label"})[["label", "text"]], root / "banking77", 90)
+
+
+def ag_news(root: Path) -> None:
+    frame = of_topics(root)
+    parts = frame["text"].str.split(" ", n=3)
+    titles, rest = parts.str[:3].str.join(" "), parts.str[3]
+    written(
+        pd.DataFrame({"label": frame["topic"].map({"money": 0, "space": 1, "sport": 2}), "title": titles, "description": rest}),
+        root / "ag_news_small",
+        90,
+    )
+
+
+def sst(root: Path) -> None:
+    frame = of_topics(root)
+    frame = frame[frame["topic"] != "space"].assign(label=lambda rows: (rows["topic"] == "sport").astype(int))[["label", "text"]]
+    (root / "sst").mkdir()
+    for name, part in (("train", frame[:120]), ("dev", frame[120:170]), ("test", frame[170:])):
+        (root / "sst" / f"sst2_{name}.csv.gz").write_bytes(gzip.compress(part.to_csv(index=False).encode(), mtime=0))
+
+
+def stsb(root: Path) -> None:
+    made_up.encoder(root / "encoder")
+    frame = made_up.pairs(240, seed=8).rename(columns={"first": "sentence1", "second": "sentence2"}).assign(genre="x", file="y")
+    (root / "stsb").mkdir()
+    for name, part in (("train", frame[:140]), ("dev", frame[140:190]), ("test", frame[190:])):
+        (root / "stsb" / f"{name}.csv.gz").write_bytes(gzip.compress(part.to_csv(index=False).encode(), mtime=0))
+
+
 # --- the recipes ----------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +258,7 @@ class Small:
 
 SLOW = ("products_resnet50_mobilenetv2",)
 FEW_TREES = "teacher.train.options={max_iter=20}"
+TINY_ENCODER = "teacher.source=sentences:DATA/encoder"
 SMALL = {
     "adult": Small(adult, ("rows.synthetic=1", FEW_TREES), "accuracy", 0.7),
     "california_housing": Small(california, ("rows.synthetic=1", FEW_TREES), "r2", 0.5),
@@ -255,7 +295,13 @@ SMALL = {
          "train.epochs=1", "train.batch_size=16", "teaching.views=2", "teacher.accept_score=true"),
         "accuracy", 0.0,
     ),
-    "trec": Small(trec, ("train.epochs=20", "student.options={buckets=500}"), "accuracy", 0.6),
+    "ag_news_small": Small(ag_news, (TINY_ENCODER, "student.options={buckets=500}"), "accuracy", 0.5),
+    "banking77": Small(banking77, (TINY_ENCODER, "student.options={buckets=500}"), "accuracy", 0.5),
+    "sst": Small(sst, (TINY_ENCODER, "student.options.cut=[0]", "data.max_length=32"), "accuracy", 0.4),
+    "stsb": Small(
+        stsb, (TINY_ENCODER, "student.options={width=16, corpus_epochs=2}", "teacher.accept_score=true"), "spearman", -1.0,
+    ),
+    "trec": Small(trec, ("rows.unlabelled=[]", "student.options={buckets=500}"), "accuracy", 0.5),
 }  # fmt: skip
 
 
@@ -276,6 +322,7 @@ def test_recipe_runs_to_its_scorecard(
         small.data(tmp_path / "data")
     out = tmp_path / "run"
     said = [f"data.root={tmp_path / 'data'}", "seeds=[0]", "measure.latency=false", "measure.resamples=100", *small.overrides]
+    said = [each.replace("DATA", str(tmp_path / "data")) for each in said]
     status = run(monkeypatch, "distill", str(path), "--out", str(out), *(word for each in said for word in ("--set", each)))
     assert status == 0, capsys.readouterr().err
     card = json.loads((out / "scorecard.json").read_text())

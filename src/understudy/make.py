@@ -39,7 +39,7 @@ from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.features import asked_layers
 from understudy.objectives import Objective
-from understudy.recipe import DataSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
+from understudy.recipe import DataSection, FurtherSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
@@ -57,13 +57,15 @@ Encoder = encoding.TableEncoding | tokenizing.TextEncoding | None
 @final
 @dataclass(frozen=True)
 class Loaded:
-    """Rows with their splits, what their labels mean, and what was noticed on the way."""
+    """Rows with their splits, what their labels mean, and what was noticed on the way; for `text.static` where they came from."""
 
     rows: Rows
     task: Task
     encoding: Encoder
     problems: tuple[Problem, ...]
     rate: int = 16000
+    source: Recipe | None = None
+    cache: Path | None = None
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     if rows.kind == "text":
         fitted = _tokenizer(recipe, rows.part("train").inputs)
         more += fitted.check(rows.inputs[:: max(1, len(rows) // 2000)])
-    return Loaded(rows, task, fitted, (*problems, *more), said.rate)
+    return Loaded(rows, task, fitted, (*problems, *more), said.rate, recipe, cache)
 
 
 def _grouped(recipe: Recipe, sources: dict[str, Source]) -> Source:
@@ -115,6 +117,8 @@ def _grouped(recipe: Recipe, sources: dict[str, Source]) -> Source:
 def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
     """The student's tokenizer: learned from the training texts, or the one that data.tokenizer names."""
     said, place = recipe.data, recipe.data.tokenizer
+    if place is None and (recipe.student.model == "text.static" or "cut" in recipe.student.options):
+        place = _encoder_of(recipe)
     if place is None:
         return tokenizing.TextEncoding.fit(train, vocabulary=said.vocabulary, length=said.max_length)
     if place.startswith(("sentences:", "hf:")):
@@ -465,6 +469,9 @@ def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, f
     """A forest or boosted trees trained from the labels; kept in the run's folder, so that it is trained once."""
     from understudy.adapters import sklearn
 
+    if rows.kind == "text":
+        told = "fit a pipeline that begins with a TfidfVectorizer and give its file as teacher.source, or train text.transformer"
+        raise RecipeError(f"[teacher.train] model = {said.model!r} reads tables and arrays, these rows are texts: {told}", code="U411")
     file = folder / f"{said.model}.joblib"
     if not file.exists():
         assert rows.labels is not None
@@ -547,6 +554,10 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
     shared = {"padding": fitted.padding, "pairs": fitted.pairs}
     if model == "text.bag":
         return _called(text.bag, fitted.size, task.outputs, {**shared, **options})
+    if model == "text.static":
+        return _static_network(options, loaded, shared)
+    if model == "text.transformer" and "cut" in options:
+        return _cut_network(options, loaded, shared)
     if model == "text.transformer":
         return _called(text.transformer, fitted.size, task.outputs, {**shared, "length": fitted.length, **options})
     if is_custom(model):
@@ -554,6 +565,61 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
 
         return torch_module.build(model, options)
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, ['text.bag', 'text.transformer', 'text.static'])}", code="U063")
+
+
+def _cut_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, Any]) -> nn.Module:
+    """Some layers of a published encoder under a new head."""
+    from understudy.adapters import hugging_face
+
+    assert isinstance(loaded.encoding, tokenizing.TextEncoding) and loaded.source is not None
+    rest = {name: value for name, value in options.items() if name not in ("cut", "encoder")}
+    body = hugging_face.cut(_encoder_of(loaded.source), list(options["cut"]), padding=int(shared["padding"]), length=loaded.encoding.length)
+    return _called(text.headed, body, body.width, loaded.task.outputs, {"pairs": shared["pairs"], **rest})
+
+
+STATIC = ("encoder", "width", "smoothing", "corpus", "corpus_epochs", "corpus_lr", "relations")
+"""Options of text.static that say how its vectors are made; the others are those of its head."""
+
+
+def _static_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, Any]) -> nn.Module:
+    """Static vectors of the encoder's tokens, made once and kept in the run's cache, under a head."""
+    from understudy.adapters import static_vectors
+
+    assert isinstance(loaded.encoding, tokenizing.TextEncoding) and loaded.source is not None
+    said = {name: options[name] for name in STATIC if name in options}
+    made = static_vectors.distill(
+        _encoder_of(loaded.source),
+        loaded.encoding,
+        width=int(said.get("width", 256)),
+        smoothing=float(said.get("smoothing", 1e-3)),
+        corpus=_corpus(loaded, said.get("corpus", [])),
+        epochs=int(said.get("corpus_epochs", 0)),
+        lr=float(said.get("corpus_lr", 1e-3)),
+        relations=float(said.get("relations", 0.0)),
+        cache=loaded.cache,
+    )
+    rest = {name: value for name, value in options.items() if name not in said}
+    return _called(text.static, made.vectors, made.weights, loaded.task.outputs, {**shared, **rest})
+
+
+def _encoder_of(recipe: Recipe) -> str:
+    """The encoder that the student begins with: the one that is named, or the teacher."""
+    place, cut = str(recipe.student.options.get("encoder", recipe.teacher.source)), "cut" in recipe.student.options
+    if place.startswith("sentences:") or (cut and place.startswith("hf:")):
+        return place
+    what = "text.transformer with `cut` begins with layers" if cut else "text.static begins with the vectors"
+    raise RecipeError(f"{what} of a sentence encoder: set student.options.encoder = 'sentences:NAME'", code="U416")
+
+
+def _corpus(loaded: Loaded, files: list[dict[str, Any]]) -> np.ndarray[Any, Any]:
+    """The training texts and those of further files, each once."""
+    assert loaded.source is not None
+    said = loaded.source.data
+    parts = [loaded.rows.part("train").inputs.ravel()]
+    for each in [FurtherSection.model_validate(file) for file in files]:
+        source = texts.read_texts(Path(said.root, each.path), text=each.text or said.text, join=each.join, encoding=said.encoding)
+        parts.append(source.inputs.ravel())
+    return np.concatenate(parts)
 
 
 SPEECH: dict[str, Callable[..., nn.Module]] = {

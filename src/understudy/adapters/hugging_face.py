@@ -89,6 +89,51 @@ class _Answering(nn.Module):
         return logits
 
 
+@final
+class CutEncoder(nn.Module):
+    """Some layers of a published encoder, from positions of tokens to the mean of the last states."""
+
+    def __init__(self, model: nn.Module, padding: int, width: int) -> None:
+        super().__init__()
+        self.model, self.padding, self.width = model, padding, width
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        there = (tokens != self.padding).long()
+        # a text of no token keeps one place, since attention over nothing is no number
+        seen = torch.cat([torch.ones_like(there[:, :1]), there[:, 1:]], dim=1)
+        states = self.model(input_ids=tokens, attention_mask=seen).last_hidden_state
+        share = there.to(states.dtype)
+        share = share / share.sum(dim=1, keepdim=True).clamp_min(1)
+        return (share[:, None] @ states)[:, 0]
+
+
+def cut(place: str, layers: Sequence[int], *, padding: int, length: int) -> CutEncoder:
+    """The encoder at a place with its embeddings and these layers alone, in this order, to be trained further."""
+    transformers = require("transformers", "transformers")
+    folder = folder_of(place)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice of the library about its own settings
+            # written out, not fused: what every exporter knows
+            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise TeacherError(f"{place} cannot be read as an encoder: {str(error).strip().splitlines()[0][:200]}", code="U408") from error
+    longest = getattr(model.config, "max_position_embeddings", length) - (padding + 1 if "roberta" in model.config.model_type else 0)
+    if length > longest:
+        raise TeacherError(f"data.max_length is {length}, and {place} reads {longest} tokens; set data.max_length = {longest}", code="U408")
+    stacks = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    name, stack = max(stacks.items(), key=lambda item: len(item[1]), default=("", nn.ModuleList()))
+    wrong = [layer for layer in layers if not 0 <= layer < len(stack)]
+    if wrong or not layers:
+        raise TeacherError(f"student.options.cut = {list(layers)}: {place} has the layers 0 to {len(stack) - 1}", code="U408")
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, nn.ModuleList([stack[layer] for layer in layers]))
+    model.config.num_hidden_layers = len(layers)
+    for pooler in [part for part, _ in model.named_children() if part == "pooler"]:
+        setattr(model, pooler, None)  # it is not read, and weights that are not read cannot be trained
+    return CutEncoder(model, padding, int(model.config.hidden_size))
+
+
 def _model(folder: Path, place: str) -> Any:
     transformers = require("transformers", "transformers")
     try:

@@ -237,6 +237,8 @@ def _as_fitted(estimator: Any, inputs: Any) -> Any:
     wanted = getattr(estimator, "feature_names_in_", None)
     if "DataFrame" in type(inputs).__name__:
         return inputs if wanted is not None else inputs.to_numpy()
+    if np.asarray(inputs).dtype == object:
+        return inputs  # texts, as a vectorizer reads them
     flat = np.asarray(inputs).reshape(len(inputs), -1)
     if wanted is None or len(wanted) != flat.shape[1]:
         return flat

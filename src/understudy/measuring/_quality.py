@@ -18,7 +18,7 @@ METRICS: dict[str, dict[str, bool]] = {
     "multiclass": {"accuracy": True, "macro_f1": True, "log_loss": False},
     "binary": {"accuracy": True, "macro_f1": True, "auroc": True, "log_loss": False},
     "multilabel": {"macro_f1": True, "micro_f1": True, "mean_average_precision": True, "log_loss": False},
-    "regression": {"r2": True, "rmse": False, "mae": False},
+    "regression": {"r2": True, "spearman": True, "rmse": False, "mae": False},
 }
 """For each kind of task its metrics, the headline first, and whether larger is better."""
 
@@ -73,6 +73,7 @@ def _regression(values: Array, labels: Array) -> dict[str, Figure]:
     residuals = labels - values
     return {
         "r2": r2(values, labels),
+        "spearman": _spearman(values, labels),
         "rmse": Sums((residuals**2)[:, None], lambda sums, weight: np.sqrt(sums[:, 0] / weight)),
         "mae": mean(np.abs(residuals)),
     }
@@ -108,6 +109,28 @@ def _auroc(scores: Array, positive: Array) -> Ranked:
         return _ratio(wins, above.sum(axis=1) * below.sum(axis=1))
 
     return Ranked(value)
+
+
+def _spearman(values: Array, labels: Array) -> Ranked:
+    """Correlation of the ranks of values and labels, ties in the middle of their ranks; NaN when one side is constant."""
+    sides = []
+    for side in (values, labels):
+        order, starts = _groups(side)
+        group = np.empty(len(side), dtype=np.int64)
+        group[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(side))))
+        sides.append((order, starts, group))
+
+    def value(weights: Array) -> Array:
+        ranks = []
+        for order, starts, group in sides:
+            inside = np.add.reduceat(weights[:, order], starts, axis=1)
+            middle = (inside.cumsum(axis=1) - inside / 2)[:, group]
+            ranks.append(middle - (weights * middle).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True))
+        first, second = ranks
+        spread = np.sqrt((weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1))
+        return _ratio((weights * first * second).sum(axis=1), spread)
+
+    return Ranked(value, work=4)
 
 
 def _mean_average_precision(scores: Array, positive: Array) -> Ranked:

@@ -7,8 +7,9 @@ stands only at the end of a text, and takes no part in anything.
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -160,3 +161,73 @@ def transformer(
     with seeded(seed):
         body = Encoder(vocabulary, width, length=length, padding=padding, depth=depth, heads=heads, dropout=dropout)
         return Siamese(body, width, outputs, pairs=pairs, dropout=dropout)
+
+
+@final
+class Static(nn.Module):
+    """The weighted mean of fixed vectors of a text's tokens, one vector and one weight per token, both trained further."""
+
+    def __init__(self, vectors: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], *, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.embedding = nn.Embedding.from_pretrained(torch.from_numpy(vectors.astype(np.float32)), freeze=False)
+        self.weight = nn.Parameter(torch.from_numpy(weights.astype(np.float32)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        there = (tokens != self.padding).to(self.weight.dtype)
+        share = self.weight[tokens] * there / there.sum(dim=1, keepdim=True).clamp_min(1)
+        return (share[:, None] @ self.embedding(tokens))[:, 0]
+
+
+@final
+class Similarity(nn.Module):
+    """A number for a pair: a line through the cosine of the two vectors of its body."""
+
+    def __init__(self, body: nn.Module, width: int) -> None:
+        super().__init__()
+        self.body, self.width = body, width
+        self.line = nn.Linear(1, 1)
+        nn.init.constant_(self.line.weight, 3.0)
+        nn.init.constant_(self.line.bias, -1.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        both = self.body(tokens.flatten(0, 1)).reshape(-1, 2, self.width)
+        sizes = (both * both).sum(dim=2).clamp_min(1e-12).sqrt()
+        cosine = (both[:, 0] * both[:, 1]).sum(dim=1) / (sizes[:, 0] * sizes[:, 1])
+        return self.line(cosine[:, None])
+
+
+def static(
+    vectors: np.ndarray[Any, Any],
+    weights: np.ndarray[Any, Any],
+    outputs: int,
+    *,
+    padding: int = 0,
+    pairs: bool = False,
+    hidden: int = 0,
+    dropout: float = 0.0,
+    seed: int | None = None,
+) -> nn.Module:
+    """Static vectors of tokens [tokens, width] with their weights [tokens], then a small head; of a pair's number, its cosine.
+
+    >>> static(np.ones((5, 3)), np.ones(5), 2)(torch.tensor([[1, 2, 0]])).shape
+    torch.Size([1, 2])
+    """
+    width = vectors.shape[1]
+    with seeded(seed):
+        body = Static(vectors, weights, padding=padding)
+        if pairs and outputs == 1:
+            return Similarity(body, width)
+        return Siamese(body, width, outputs, pairs=pairs, hidden=hidden, dropout=dropout)
+
+
+def headed(
+    body: nn.Module, width: int, outputs: int, *, pairs: bool = False, hidden: int = 0, dropout: float = 0.1, seed: int | None = None
+) -> nn.Module:
+    """A body of one's own, from tokens [rows, length] to vectors [rows, width], under a new head.
+
+    >>> headed(bag(9, 4, width=4), 4, 2)(torch.tensor([[1, 2]])).shape
+    torch.Size([1, 2])
+    """
+    with seeded(seed):
+        return Siamese(body, width, outputs, pairs=pairs, hidden=hidden, dropout=dropout)
