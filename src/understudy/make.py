@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from understudy.answers import Combine
-from understudy.data import arrays, audio, callables, encoding, images, keys, labelling, splitting, synthetic, tables, views
+from understudy.data import arrays, audio, callables, encoding, images, joining, keys, labelling, splitting, synthetic, tables, views
 from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
@@ -61,6 +61,7 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
         if place is not None:
             sources[part] = _read(said, place, cache)
     sources["train"] = _grouped(recipe, sources)
+    sources = _joined(recipe, sources)
     problems = [problem for source in sources.values() for problem in source.problems]
     task, labels = _labels(recipe, sources, problems)
     sources = _same_length(sources)
@@ -91,6 +92,27 @@ def _grouped(recipe: Recipe, sources: dict[str, Source]) -> Source:
         part: 0.0 if part in sources else share for part, share in (("validation", recipe.split.validation), ("test", recipe.split.test))
     }
     return replace(train, split=splitting.split_groups(train.groups, seed=recipe.split.seed, **shares))
+
+
+def _joined(recipe: Recipe, sources: dict[str, Source]) -> dict[str, Source]:
+    """Connected words made of the clips of each part, where strings were asked for; no clip is in two splits."""
+    said = recipe.data
+    if not said.strings:
+        return sources
+    train = sources["train"]
+    if train.kind != "audio":
+        raise DataError(f"data.strings joins clips of sound, the rows are of kind {train.kind!r}", code="U429")
+    if train.split is None:
+        shares = {
+            part: 0.0 if part in sources else share
+            for part, share in (("validation", recipe.split.validation), ("test", recipe.split.test))
+        }
+        train = replace(train, split=splitting.split_groups(_names(train), seed=recipe.split.seed, **shares))
+    made = {}
+    for number, (part, source) in enumerate((sources | {"train": train}).items()):
+        count = max(1, round(said.strings * len(source.inputs) / len(train.inputs)))
+        made[part] = joining.join_clips(source, count, said.words, rate=said.rate, seed=recipe.split.seed * 3 + number)
+    return made
 
 
 def _read(said: DataSection, place: str, cache: Path | None) -> Source:
@@ -452,7 +474,10 @@ def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: 
     if model in SPEECH:
         if kind != "audio":
             raise RecipeError(f"{model} hears sound; these rows are of kind {kind!r}: use mlp or convnet", code="U427")
-        return _called(SPEECH[model], features.shape[1] - 1, task.outputs, options)
+        return _called(SPEECH[model], features.shape[1] - 1, task.outputs, options, frames=task.kind == "recognition")
+    if task.kind == "recognition":
+        there = ", ".join(SPEECH)
+        raise RecipeError(f"{model} gives one answer for a clip; a recognition needs one for each frame: use {there}", code="U428")
     if model == "mlp":
         return _called(mlp.mlp, features.shape[1], task.outputs, options)
     if model == "convnet":
