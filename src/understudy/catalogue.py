@@ -23,7 +23,7 @@ FAMILIES = {
 }
 """The family of a loss in understudy.losses -> what its losses read."""
 
-SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "regression": VALUES}
+SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "sequences": LOGITS, "regression": VALUES}
 """The family of a loss in understudy.losses -> the signal that it compares."""
 
 CLASSES_APART = ("logits", "correlations")
@@ -76,6 +76,8 @@ def kind_of(loss: Loss) -> str | None:
     if signal is None or loss is logit_losses.ensemble_soft_target:
         return "teachers" if signal else None
     arguments = inspect.signature(loss).parameters
+    if "lengths" in arguments and family == "sequences":
+        return "frames"
     if "teacher" not in arguments:
         return LABELS
     return f"{signal}_and_labels" if LABELS in arguments else signal

@@ -25,6 +25,7 @@ from understudy.data import (
     callables,
     encoding,
     images,
+    joining,
     keys,
     labelling,
     splitting,
@@ -79,6 +80,7 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
         if place is not None:
             sources[part] = _read(said, place, cache)
     sources["train"] = _grouped(recipe, sources)
+    sources = _joined(recipe, sources)
     problems = [problem for source in sources.values() for problem in source.problems]
     task, labels = _labels(recipe, sources, problems)
     sources = _same_length(sources)
@@ -129,6 +131,27 @@ def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
         file = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
     special = "cut" in recipe.student.options
     return tokenizing.TextEncoding.read(file, length=said.max_length, pairs=train.ndim == 2, special=special)
+
+
+def _joined(recipe: Recipe, sources: dict[str, Source]) -> dict[str, Source]:
+    """Connected words made of the clips of each part, where strings were asked for; no clip is in two splits."""
+    said = recipe.data
+    if not said.strings:
+        return sources
+    train = sources["train"]
+    if train.kind != "audio":
+        raise DataError(f"data.strings joins clips of sound, the rows are of kind {train.kind!r}", code="U429")
+    if train.split is None:
+        shares = {
+            part: 0.0 if part in sources else share
+            for part, share in (("validation", recipe.split.validation), ("test", recipe.split.test))
+        }
+        train = replace(train, split=splitting.split_groups(_names(train), seed=recipe.split.seed, **shares))
+    made = {}
+    for number, (part, source) in enumerate((sources | {"train": train}).items()):
+        count = max(1, round(said.strings * len(source.inputs) / len(train.inputs)))
+        made[part] = joining.join_clips(source, count, said.words, rate=said.rate, seed=recipe.split.seed * 3 + number)
+    return made
 
 
 def _read(said: DataSection, place: str, cache: Path | None) -> Source:
@@ -633,7 +656,10 @@ def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: 
     if model in SPEECH:
         if kind != "audio":
             raise RecipeError(f"{model} hears sound; these rows are of kind {kind!r}: use mlp or convnet", code="U427")
-        return _called(SPEECH[model], features.shape[1] - 1, task.outputs, options)
+        return _called(SPEECH[model], features.shape[1] - 1, task.outputs, options, frames=task.kind == "recognition")
+    if task.kind == "recognition":
+        there = ", ".join(SPEECH)
+        raise RecipeError(f"{model} gives one answer for a clip; a recognition needs one for each frame: use {there}", code="U428")
     if model == "mlp":
         return _called(mlp.mlp, features.shape[1], task.outputs, options)
     if model == "convnet":

@@ -22,17 +22,19 @@ from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbe
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
+from understudy.losses import sequences as sequence_losses
 from understudy.schedules import Share
 from understudy.signals import Batch, Signals
 from understudy.taps import Layer
 from understudy.tasks import Task
-from understudy.terms import LABELS, Loss, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
+from understudy.terms import LABELS, Loss, OnFrames, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
 
 HARD: dict[str, Loss] = {
     "multiclass": label_losses.cross_entropy,
     "binary": label_losses.cross_entropy,
     "multilabel": label_losses.binary_cross_entropy,
     "regression": regression_losses.squared_error,
+    "recognition": sequence_losses.ctc_labels,
 }
 """Kind of task -> what a student learns from labels."""
 
@@ -41,6 +43,7 @@ SOFT: dict[str, Loss] = {
     "binary": logit_losses.soft_target,
     "multilabel": logit_losses.binary_soft_target,
     "regression": regression_losses.teacher_squared_error,
+    "recognition": sequence_losses.ctc_frames,
 }
 """Kind of task -> what a student learns from a teacher's answers."""
 
@@ -58,6 +61,7 @@ LABEL_KINDS: dict[Loss, tuple[str, ...]] = {
 BINDERS: dict[str, type[Any]] = {
     "labels": OnLabels,
     "logits": OnLogits,
+    "frames": OnFrames,
     "logits_and_labels": OnLogitsAndLabels,
     "teachers": OnTeachers,
     "values": OnValues,
@@ -289,7 +293,8 @@ class Objective(nn.Module):
     ) -> Objective:
         """(1 - alpha) * hard + alpha * T^2 * KL(teacher || student): Hinton, Vinyals & Dean 2015, arXiv:1503.02531.
 
-        Multilabel: the same with one sigmoid per class. Regression: (1 - alpha) * squared error to the labels + alpha
+        Multilabel: the same with one sigmoid per class. Recognition: CTC of the labels, and the divergence of each
+        frame. Regression: (1 - alpha) * squared error to the labels + alpha
         * squared error to the teacher, both divided by scale squared.
         """
         if not 0 <= alpha <= 1:
@@ -297,7 +302,9 @@ class Objective(nn.Module):
         hard = _label_term(task, 1 - alpha, label_smoothing, class_weights, scale)
         loss = SOFT[task.kind]
         soft: Term
-        if task.kind == "regression":
+        if task.kind == "recognition":
+            soft = OnFrames(loss, weight=alpha, name=loss.__name__, temperature=temperature)
+        elif task.kind == "regression":
             soft = OnValues(loss, weight=alpha, name=loss.__name__, scale=scale)
         else:
             soft = OnLogits(loss, weight=alpha, name=loss.__name__, temperature=temperature)
@@ -329,6 +336,8 @@ def _label_term(
 ) -> OnLabels:
     """The hard part for a task."""
     loss = HARD[task.kind]
+    if task.kind == "recognition":
+        return OnLabels(loss, weight=weight, name=loss.__name__)
     options: dict[str, Any] = {"scale": scale} if task.kind == "regression" else {"label_smoothing": label_smoothing}
     if task.kind != "regression" and class_weights is not None:
         options["class_weights"] = torch.as_tensor(class_weights, dtype=torch.float32)
@@ -369,6 +378,8 @@ def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
         return
     if reads != "labels" and signal != task.signal:
         reason, better = f"compares {signal}, but a {task.kind} student gives {task.signal}", SOFT[task.kind]
+    elif (task.kind == "recognition") != (family_of(loss) == "sequences"):
+        reason, better = f"is not for a {task.kind} task", HARD[task.kind] if reads == "labels" else SOFT[task.kind]
     elif task.kind not in LABEL_KINDS.get(loss, (task.kind,)):
         reason, better = f"is not for a {task.kind} task", HARD[task.kind]
     elif task.kind == "multilabel" and family_of(loss) in CLASSES_APART and loss not in (SOFT["multilabel"], logit_losses.logit_mse):

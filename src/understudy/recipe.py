@@ -55,6 +55,8 @@ class DataSection(Section):
     group: str | None = Field(
         None, description="sound: column of the labels CSV, or key of the .npz, whose rows stay in one split, such as the speaker"
     )
+    strings: int = Field(0, ge=0, description="sound: this many rows, each made by joining clips of one speaker, for task = 'recognition'")
+    words: tuple[int, int] = Field((3, 7), description="least and most clips of such a string")
     max_levels: int = Field(64, ge=2, description="levels kept of a categorical column; the rest count as unknown")
 
 
@@ -345,7 +347,7 @@ class Recipe(Section):
     """Everything about a run."""
 
     out: str = Field(description="the run's folder")
-    task: Literal["auto", "multiclass", "binary", "multilabel", "regression"] = "auto"
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression", "recognition"] = "auto"
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     control: bool = True
     data: DataSection

@@ -37,6 +37,21 @@ class Batch:
     keys: Tensor | None = None
 
 
+CERTAIN = 100.0
+"""The blank's logit in frames after a row's end, where every other logit is 0: the blank has all probability, in any dtype."""
+
+
+def frame_lengths(logits: Tensor) -> Tensor:
+    """How many frames of each row [rows, frames, classes + 1] lie before its end, int64 [rows].
+
+    >>> import torch
+    >>> frame_lengths(torch.tensor([[[1.0, 2.0], [0.0, 3.0], [0.0, CERTAIN]]]))
+    tensor([2])
+    """
+    padding = (logits[..., -1] == CERTAIN) & (logits[..., :-1] == 0).all(dim=-1)
+    return (~padding).sum(dim=1)
+
+
 def is_answered(said: Tensor) -> Tensor:
     """Which rows have an answer, bool [rows]: a teacher that has none gives NaN in every column."""
     return ~said.isnan().flatten(1).all(dim=1)

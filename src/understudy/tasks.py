@@ -5,6 +5,7 @@
 | multiclass, binary | int64 [rows], an index into `classes`, -1 where missing | `logits` [rows, classes] |
 | multilabel | float32 [rows, classes] of 0 and 1, NaN where missing | `logits` [rows, classes], one sigmoid each |
 | regression | float32 [rows, 1], NaN where missing | `values` [rows, 1] in the label's own unit |
+| recognition | int64 [rows, most], the words, then -1; all -1 where missing | `logits` [rows, frames, classes + 1], the blank last |
 
 Binary is two classes with two logits: softmax([0, z]) is sigmoid(z) at any temperature, so a single-logit teacher becomes
 two columns without loss. The positive class is the last one.
@@ -17,7 +18,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
+TaskKind = Literal["multiclass", "binary", "multilabel", "regression", "recognition"]
 
 
 @final
@@ -30,7 +31,9 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model gives for a row."""
+        """How many numbers a model gives for a row (recognition: for a frame)."""
+        if self.kind == "recognition":
+            return len(self.classes) + 1
         return 1 if self.kind == "regression" else len(self.classes)
 
     @property
@@ -41,7 +44,13 @@ class Task:
     @property
     def metric(self) -> str:
         """The headline metric; larger is better for every task."""
-        return {"multiclass": "accuracy", "binary": "accuracy", "multilabel": "macro_f1", "regression": "r2"}[self.kind]
+        return {
+            "multiclass": "accuracy",
+            "binary": "accuracy",
+            "multilabel": "macro_f1",
+            "regression": "r2",
+            "recognition": "word_accuracy",
+        }[self.kind]
 
     @property
     def single_label(self) -> bool:
@@ -52,6 +61,8 @@ class Task:
         """Which rows have a label, bool [rows]."""
         if self.single_label:
             return np.asarray(labels >= 0)
+        if self.kind == "recognition":
+            return np.asarray(labels[:, 0] >= 0)
         return np.asarray(~np.isnan(labels).any(axis=1))
 
     def to_json(self) -> dict[str, Any]:

@@ -33,6 +33,8 @@ Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 SHARD_BYTES = 2**26
 """Answers are gathered in memory, as float32, until a shard is written."""
+FRAMES = 256
+"""How many frames a row of a recognition is taken to have, for the size of a shard."""
 MEASURED_ROWS = 64
 _TOLERANCE = {"float32": 2e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
@@ -109,7 +111,7 @@ def teach(
     bad: list[int] = []
     allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
-        shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * task.outputs)))
+        shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * task.outputs * (FRAMES if task.kind == "recognition" else 1))))
         asked = _missing(rows.keys, writer.keys)
         with _progress(len(asked), progress, teacher.name) as advance:
             for start in range(0, len(asked), shard_rows):
@@ -193,7 +195,8 @@ def _ask(
 def _answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
     said = {name: _plain(value) for name, value in teacher.signals(inputs).items()}
     shape = tuple(said[task.signal].shape) if task.signal in said else None
-    if shape != (len(inputs), task.outputs):
+    fits = shape is not None and shape[:1] + shape[-1:] == (len(inputs), task.outputs)
+    if not fits or len(shape or ()) != (3 if task.kind == "recognition" else 2):
         raise TeacherError(
             f"{teacher.name} answers {task.signal} of shape {shape} for {len(inputs)} rows, the task needs {(len(inputs), task.outputs)}; "
             "match its classes with the data's first (teacher.classes)",

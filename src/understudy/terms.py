@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from understudy.errors import InputError, RecipeError, did_you_mean
 from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.schedules import Learned, Moving, Own, Schedule, Share, parse_number
-from understudy.signals import LOGITS, VALUES, Batch, Signals
+from understudy.signals import LOGITS, VALUES, Batch, Signals, frame_lengths
 
 LABELS = "labels"
 KEYS = "keys"
@@ -190,6 +190,21 @@ class OnLogits(Term):
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
         return self.loss(student, self.teacher_of(student, batch), **self.options)
+
+
+@final
+class OnFrames(Term):
+    """A loss(student, teacher, lengths=) on the frames of a recognition: its mean over all frames of the batch before their rows' ends."""
+
+    reads = (LOGITS,)
+    signal = LOGITS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        teacher = self.teacher_of(student, batch)
+        lengths = frame_lengths(teacher)
+        values = self.loss(student, teacher, lengths=lengths, **self.options)
+        # such that the mean over rows is the mean over frames: a long row has as many votes as it has frames
+        return values.sum(1) * (len(values) / lengths.sum().clamp(min=1))
 
 
 @final

@@ -21,7 +21,7 @@ def check_answers(
     answers: Array, task: Task, rows: Rows, *, score: float | None = None, expect: float | None = None, accept_score: bool = False
 ) -> list[Problem]:
     """What the teacher's answers [rows, outputs] to validation rows show; `score` is the task's metric on them."""
-    if answers.shape != (len(rows), task.outputs):
+    if (answers.shape[0], answers.shape[-1]) != (len(rows), task.outputs) or answers.ndim != (3 if task.kind == "recognition" else 2):
         told = f"the teacher answered {list(answers.shape)} for {len(rows):,} rows and {task.outputs} outputs"
         return [Problem("U246", f"{told}; check teacher.classes and the task")]
     problems = teacher_answers.check_answers(torch.from_numpy(np.ascontiguousarray(answers)), rows.name)
@@ -29,7 +29,10 @@ def check_answers(
         return problems
     level: Literal["error", "warning"] = "warning" if accept_score else "error"
     accepted = "; accepted (teacher.accept_score)" if accept_score else "; check its weights, preprocessing and class order"
-    if rows.labels is not None and task.labelled(rows.labels).any():
+    if task.kind == "recognition" and score is not None and score < 0.05:
+        told = f"the teacher's word accuracy is {score:.1%}, and one that says nothing has 0.0%"
+        problems.append(Problem("U240", f"{told}: it has nothing to teach here{accepted}", level))
+    if task.kind != "recognition" and rows.labels is not None and task.labelled(rows.labels).any():
         known = task.labelled(rows.labels)
         chance = _near_chance(answers[known].astype(np.float64), rows.labels[known], task)
         problems += [Problem("U240", f"{chance}: it has nothing to teach here{accepted}", level)] * (chance is not None)
@@ -98,7 +101,7 @@ def _near_chance(answers: Array, labels: Array, task: Task) -> str | None:
 
 def _check_softness(answers: Array, task: Task) -> Iterator[Problem]:
     """Warnings where soft labels carry little: saturated, uniform, or flat below the best class."""
-    if task.kind == "regression" or len(answers) < 2:
+    if task.kind in ("regression", "recognition") or len(answers) < 2:
         return
     if task.kind == "multilabel":
         saturated, surest = float((np.abs(answers) > 13).mean()), 0.0

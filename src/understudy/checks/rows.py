@@ -162,6 +162,8 @@ def _check_classes(rows: Rows, task: Task) -> Iterator[Problem]:
 def _class_counts(rows: Rows, task: Task, part: str) -> Array:
     assert rows.labels is not None
     known = rows.labels[(rows.split == part) & task.labelled(rows.labels)]
+    if task.kind == "recognition":
+        return np.bincount(known[known >= 0], minlength=len(task.classes))
     if task.single_label:
         return np.bincount(known, minlength=len(task.classes))
     return np.asarray(known.sum(axis=0), dtype=np.int64)

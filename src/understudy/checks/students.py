@@ -65,7 +65,7 @@ def _check_outputs(name: str, module: nn.Module, task: Task, encoded: Tensor) ->
         told = f"student {name!r} fails on rows of shape {list(encoded.shape[1:])}: {why}"
         yield Problem("U374", f"{told}; its first layer must read what the preprocessing gives (see docs/students.md)")
         return
-    if said.ndim != 2 or said.shape[1] != task.outputs:
+    if said.ndim != (3 if task.kind == "recognition" else 2) or said.shape[-1] != task.outputs:
         told = f"student {name!r} gives {list(said.shape)} for {len(encoded)} rows, a {task.kind} task needs"
         yield Problem("U251", f"{told} [{len(encoded)}, {task.outputs}]; set the width of its last layer to {task.outputs}")
         return
@@ -73,7 +73,7 @@ def _check_outputs(name: str, module: nn.Module, task: Task, encoded: Tensor) ->
         bad = int((~said.isfinite()).any(dim=1).sum())
         yield Problem("U255", f"student {name!r} answers NaN or infinite for {bad} of {len(said)} rows before training; scale its inputs")
         return
-    if task.kind == "regression":
+    if task.kind in ("regression", "recognition"):
         return
     ends = last if last in ("Softmax", "Softmax2d", "Sigmoid") else None
     inside = len(said) > 1 and bool((said >= 0).all() and (said <= 1).all())

@@ -46,6 +46,8 @@ def decide(
     if table.shape[1] > 1:
         raise DataError(f"{table.shape[1]} label columns are task = 'multilabel', but task is {word!r}; name one column", code="U131")
     column = table.iloc[:, 0]
+    if word == "recognition":
+        return _transcripts(column, declared, names)
     kind = _guess(column, declared, names) if word == "auto" else word
     if kind == "regression":
         return _regression(column, declared, names)
@@ -90,11 +92,36 @@ def to_names(labels: Array, task: Task) -> Array:
     for position in np.flatnonzero(there):
         if task.single_label:
             said[position] = words[labels[position]]
+        elif task.kind == "recognition":
+            said[position] = " ".join(words[labels[position][labels[position] >= 0]])
         elif task.kind == "multilabel":
             said[position] = "|".join(words[labels[position] == 1])
         else:
             said[position] = float(labels[position, 0])
     return said
+
+
+def _transcripts(column: pd.Series[Any], declared: list[str] | None, names: Array | None) -> tuple[Task, Array, list[Problem]]:
+    """What was said, as words with spaces between them."""
+    said = [None if pd.isna(value) else _name(value).split() for value in column]
+    seen = sorted({word for words in said if words for word in words}, key=_order)
+    if declared is not None:
+        strange = next((word for word in seen if word not in declared), None)
+        if strange is not None:
+            row = next(at for at, words in enumerate(said) if words and strange in words)
+            raise DataError(f"{place(names, row)} says {strange!r}; {did_you_mean(strange, declared)} (data.classes)", code="U430")
+    task = Task("recognition", tuple(declared or seen))
+    codes = {word: code for code, word in enumerate(task.classes)}
+    most = max((len(words) for words in said if words), default=1)
+    labels = np.full((len(said), most), -1, dtype=np.int64)
+    for row, words in enumerate(said):
+        labels[row, : len(words or ())] = [codes[word] for word in words or ()]
+    return task, labels, []
+
+
+def _order(word: str) -> tuple[bool, float, str]:
+    number = pd.to_numeric(word, errors="coerce")
+    return (bool(np.isnan(number)), 0.0 if np.isnan(number) else float(number), word)
 
 
 def _table(raw: Any) -> pd.DataFrame | None:
@@ -150,6 +177,8 @@ def _without_labels(word: str, declared: list[str] | None) -> Task:
         )
     if word == "auto":
         return Task("binary" if len(declared) == 2 else "multiclass", tuple(declared))
+    if word == "recognition":
+        return Task("recognition", tuple(declared))
     kind: TaskKind = "multilabel" if word == "multilabel" else "binary" if word == "binary" else "multiclass"
     return _checked(kind, declared)
 

@@ -177,6 +177,9 @@ def _strata(labels: Array | None, task: Task, group: Array, groups: int) -> Arra
     there = np.flatnonzero(task.labelled(labels))
     if not len(there):
         return strata
+    if task.kind == "recognition":
+        strata[group[there]] = 0
+        return strata
     if task.kind == "regression":
         lowest = np.full(groups, np.inf)
         np.minimum.at(lowest, group[there], labels[there, 0].astype(np.float64))

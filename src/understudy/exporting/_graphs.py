@@ -75,7 +75,7 @@ class _Answering(nn.Module):
             return answers
         if self.kind == "multilabel":
             return torch.sigmoid(answers), answers
-        return torch.softmax(answers, dim=1), answers
+        return torch.softmax(answers, dim=-1), answers
 
 
 def _outputs(task: Task, *, network: bool) -> list[str]:

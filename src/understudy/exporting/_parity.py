@@ -128,6 +128,8 @@ def _figures(theirs: Array, ours: Array, task: Task) -> dict[str, float]:
     if not len(ours):
         return {"agreement": 1.0, "largest": 0.0, "mean": 0.0}
     theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
+    if task.kind == "recognition":  # each frame of each row
+        theirs, ours = (each.reshape(-1, each.shape[-1]) for each in (theirs, ours))
     gaps = np.nan_to_num(np.abs(theirs - ours), nan=np.inf)
     if task.kind == "regression":
         unit = float(ours.std()) or max(1.0, float(np.abs(ours).max()))

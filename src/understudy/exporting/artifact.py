@@ -137,7 +137,8 @@ def _describe(folder: Path, student: Student, kind: str, sample: Any, data: dict
     """What a user of the file must know: signature, class names, what happens before the graph; and the code that does it."""
     task, graph = student.task, onnx.load(folder / "model.onnx").graph
     read = {"name": _graphs.INPUT, "dtype": str(sample.dtype).removeprefix("torch."), "shape": ["rows", *sample.shape[1:]], "kind": kind}
-    outputs = [{"name": output.name, "dtype": "float32", "shape": ["rows", task.outputs]} for output in graph.output]
+    frames = [graph.output[0].type.tensor_type.shape.dim[1].dim_value] if task.kind == "recognition" else []
+    outputs = [{"name": output.name, "dtype": "float32", "shape": ["rows", *frames, task.outputs]} for output in graph.output]
     _write(folder / "signature.json", {"format": FORMAT, "task": task.kind, "inputs": [read], "outputs": outputs})
     _write(folder / "labels.json", {"task": task.kind, "classes": list(task.classes)})
     before: dict[str, Any] = {"kind": kind}
@@ -174,8 +175,8 @@ def _probabilities(said: np.ndarray[Any, Any], task: Task) -> np.ndarray[Any, An
     logits = said.astype(np.float64)
     if task.kind == "multilabel":
         return np.asarray(0.5 * (1 + np.tanh(logits / 2)))
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def _signal(answers: Mapping[str, np.ndarray[Any, Any]], task: Task) -> np.ndarray[Any, Any]:

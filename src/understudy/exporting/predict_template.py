@@ -90,6 +90,8 @@ def predict(folder: str | Path | Model, rows: Any, batch: int = 256) -> dict[str
     done: dict[str, Any] = {"rows": names, "classes": list(model.classes), **answers}
     if "values" in answers:
         done["prediction"] = answers["values"][:, 0].tolist()
+    elif model.said["task"] == "recognition":
+        done["prediction"] = [transcript(row, model.classes) for row in answers["probabilities"]]
     elif model.said["task"] == "multilabel":
         done["prediction"] = [
             ";".join(name for name, share in zip(model.classes, row, strict=True) if share >= 0.5) for row in answers["probabilities"]
@@ -97,6 +99,13 @@ def predict(folder: str | Path | Model, rows: Any, batch: int = 256) -> dict[str
     else:
         done["prediction"] = [model.classes[best] for best in answers["probabilities"].argmax(axis=1)] if len(names) else []
     return done
+
+
+def transcript(frames: Any, classes: Sequence[str]) -> str:
+    """The words of one row: the best of each frame, without repeats and blanks (the last column)."""
+    path = [int(best) for best in frames.argmax(axis=1)]
+    kept = [best for at, best in enumerate(path) if best < len(classes) and (at == 0 or best != path[at - 1])]
+    return " ".join(classes[best] for best in kept)
 
 
 def read_rows(model: Model, rows: Any) -> tuple[list[str], Any]:
@@ -414,7 +423,7 @@ def write_predictions(folder: str | Path, rows: str | Path, out: str | Path, bat
     """Answer the rows of a file into a CSV; gives how many rows there were."""
     model = load(folder)
     done = predict(model, rows, batch)
-    columns = [] if "values" in done else [f"probability_{name}" for name in model.classes]
+    columns = [] if "values" in done or model.said["task"] == "recognition" else [f"probability_{name}" for name in model.classes]
     with open(out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "prediction", *columns])

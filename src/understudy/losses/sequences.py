@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from understudy.errors import InputError
 from understudy.losses._divergences import divergence, log_probabilities
 from understudy.losses._shapes import positive, precise, same_shape
 
-__all__ = ["ctc_frames"]
+__all__ = ["best_path", "ctc_frames", "ctc_labels"]
 
 
 def ctc_frames(
@@ -57,3 +58,52 @@ def ctc_frames(
     # filled before the softmax, so that NaN in padding does not reach the gradient
     student, teacher = (torch.where(counted[..., None], each, 0.0) for each in (student, teacher))
     return divergence(log_probabilities(teacher, temperature), log_probabilities(student, temperature)) * temperature**2
+
+
+def ctc_labels(student: Float[Tensor, "batch time tokens"], labels: Int[Tensor, "batch most"]) -> Float[Tensor, " batch"]:
+    """Minus the log-probability of the labels, over all ways to lay them along the frames, for each label; the blank is the last token.
+
+    -log sum_{paths that collapse to y} prod_t q_t(path_t) / |y|, where q = softmax(student); `labels` are -1 after their end.
+    Graves, Fernandez, Gomez & Schmidhuber 2006, "Connectionist Temporal Classification", section 4. Labels that do not fit
+    into the frames give 0. Frames after a row's end, where the blank is certain, change nothing.
+
+    >>> ctc_labels(torch.zeros(1, 2, 2), torch.tensor([[0, -1]]))  # three of four paths say it
+    tensor([0.2877])
+    """
+    if student.ndim != 3 or labels.shape[:1] != student.shape[:1] or labels.ndim != 2:
+        raise InputError(
+            f"student is [batch, time, tokens] and labels [batch, most] of the same rows: student is {list(student.shape)}, "
+            f"labels are {list(labels.shape)}",
+            code="U431",
+        )
+    return _likelihood(precise(student), labels.clamp(min=0), (labels >= 0).sum(1))
+
+
+def best_path(student: Float[Tensor, "batch time tokens"], teacher: Float[Tensor, "batch time tokens"]) -> Float[Tensor, " batch"]:
+    """`ctc_labels` of what the teacher says: its best token of each frame, repeats and blanks taken out.
+
+    Sequence-level distillation with one hypothesis (Kim & Rush 2016, arXiv:1606.07947, section 3.2) for models with a blank: the
+    student may lay the words along the frames in its own way, so it does not matter where the teacher spikes.
+
+    >>> spikes = torch.tensor([[[0.0, 9.0], [9.0, 0.0]]])
+    >>> best_path(torch.zeros(1, 2, 2), spikes)
+    tensor([0.2877])
+    """
+    same_shape(student, teacher, "teacher")
+    path = teacher.argmax(-1)
+    blank = teacher.shape[-1] - 1
+    kept = path != blank
+    kept[:, 1:] &= path[:, 1:] != path[:, :-1]
+    order = (~kept).int().argsort(dim=1, stable=True)
+    # a blank is no label: what stands after the end is never read, but must be one
+    return _likelihood(precise(student), path.gather(1, order).clamp(max=blank - 1), kept.sum(1))
+
+
+def _likelihood(student: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    if not len(student):
+        return student.flatten(1).sum(1)
+    log_q = log_probabilities(student).transpose(0, 1)
+    frames = torch.full_like(counts, student.shape[1])
+    blank = student.shape[-1] - 1
+    values = functional.ctc_loss(log_q, labels, frames, counts, blank=blank, reduction="none", zero_infinity=True)
+    return values / counts.clamp(min=1)

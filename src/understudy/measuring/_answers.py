@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from understudy.measuring._transcripts import transcripts
 from understudy.tasks import Task
 
 Array = np.ndarray[Any, Any]
@@ -19,9 +20,9 @@ FLOOR = float(np.log(np.finfo(np.float64).eps))
 def log_probabilities(answers: Array, task: Task) -> Array:
     """Log-softmax [rows, classes]; for multilabel the log of each sigmoid. Never below FLOOR."""
     logits = np.asarray(answers, dtype=np.float64)
-    if task.single_label:
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return np.asarray(np.maximum(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), FLOOR))
+    if task.single_label or task.kind == "recognition":
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        return np.asarray(np.maximum(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), FLOOR))
     return np.asarray(np.maximum(-np.logaddexp(0.0, -logits), FLOOR))
 
 
@@ -35,9 +36,12 @@ def probabilities(answers: Array, task: Task) -> Array:
 
 
 def decisions(answers: Array, task: Task) -> Array:
-    """The class of each row, int64 [rows]; for multilabel 0 or 1 per label, [rows, classes]; for regression the values [rows]."""
+    """The class of each row, int64 [rows]; for multilabel 0 or 1 per label, [rows, classes]; for regression the values [rows]; for
+    recognition the words [rows, most], -1 after the end."""
     if task.single_label:
         return np.asarray(answers.argmax(axis=1))
+    if task.kind == "recognition":
+        return transcripts(answers)
     if task.kind == "multilabel":
         return np.asarray(answers > 0, dtype=np.int64)
     return np.asarray(answers, dtype=np.float64).ravel()

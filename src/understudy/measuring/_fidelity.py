@@ -6,6 +6,7 @@ import numpy as np
 
 from understudy.measuring._answers import Array, decisions, log_probabilities
 from understudy.measuring._bootstrap import Figure, Sums, mean, r2
+from understudy.measuring._transcripts import counted, word_errors
 from understudy.tasks import Task
 
 METRICS: dict[str, dict[str, bool]] = {
@@ -13,6 +14,7 @@ METRICS: dict[str, dict[str, bool]] = {
     "binary": {"agreement": True, "kl": False},
     "multilabel": {"agreement": True, "kl": False},
     "regression": {"agreement": True, "rmse_to_teacher": False},
+    "recognition": {"agreement": True, "kl": False},
 }
 """For each kind of task its figures, and whether larger is better."""
 
@@ -21,8 +23,12 @@ def figures(answers: Array, teacher: Array, task: Task) -> dict[str, Figure]:
     """Agreement and distance to the teacher's answers on the same rows.
 
     `agreement` is the share of equal decisions (multilabel: over rows and labels; regression: R2 against the
-    teacher's values). `kl` is KL(teacher || model) in nats (multilabel: the mean over labels).
+    teacher's values). `kl` is KL(teacher || model) in nats (multilabel: the mean over labels). Recognition: the share of
+    rows whose words are all the same, and the mean over frames.
     """
+    if task.kind == "recognition":
+        same = word_errors(decisions(answers, task), decisions(teacher, task)) == 0
+        return {"agreement": mean(same), "kl": mean(distances(answers, teacher, task))}
     if task.kind != "regression":
         equal = decisions(answers, task) == decisions(teacher, task)
         return {"agreement": mean(equal.reshape(len(equal), -1).mean(axis=1)), "kl": mean(distances(answers, teacher, task))}
@@ -39,6 +45,9 @@ def distances(answers: Array, teacher: Array, task: Task) -> Array:
         return np.asarray(np.abs(answers - teacher).ravel(), dtype=np.float64)
     log_teacher, log_model = log_probabilities(teacher, task), log_probabilities(answers, task)
     divergence = np.exp(log_teacher) * (log_teacher - log_model)
+    if task.kind == "recognition":
+        frames = counted(teacher)
+        return np.asarray(np.maximum((divergence.sum(axis=2) * frames).sum(axis=1) / np.maximum(frames.sum(axis=1), 1), 0.0))
     if task.single_label:
         return np.asarray(np.maximum(divergence.sum(axis=1), 0.0))
     log_teacher, log_model = log_probabilities(-teacher, task), log_probabilities(-answers, task)

@@ -12,6 +12,7 @@ import scipy.sparse
 
 from understudy.measuring._answers import Array, decisions, log_probabilities
 from understudy.measuring._bootstrap import Figure, Ranked, Sums, mean, r2
+from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.tasks import Task
 
 METRICS: dict[str, dict[str, bool]] = {
@@ -19,6 +20,7 @@ METRICS: dict[str, dict[str, bool]] = {
     "binary": {"accuracy": True, "macro_f1": True, "auroc": True, "log_loss": False},
     "multilabel": {"macro_f1": True, "micro_f1": True, "mean_average_precision": True, "log_loss": False},
     "regression": {"r2": True, "spearman": True, "rmse": False, "mae": False},
+    "recognition": {"word_accuracy": True, "word_error_rate": False, "sentence_accuracy": True},
 }
 """For each kind of task its metrics, the headline first, and whether larger is better."""
 
@@ -29,6 +31,8 @@ def figures(answers: Array, labels: Array, task: Task) -> dict[str, Figure]:
         return _single_label(answers, labels, task)
     if task.kind == "multilabel":
         return _multilabel(answers, labels, task)
+    if task.kind == "recognition":
+        return _recognition(answers, labels)
     return _regression(answers.ravel(), labels.ravel())
 
 
@@ -65,6 +69,17 @@ def _multilabel(answers: Array, labels: Array, task: Task) -> dict[str, Figure]:
         "micro_f1": Sums(hits, lambda sums, _: _ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2])),
         "mean_average_precision": _mean_average_precision(answers, true == 1),
         "log_loss": mean(losses.mean(axis=1)),
+    }
+
+
+def _recognition(answers: Array, labels: Array) -> dict[str, Figure]:
+    """Words that are wrong, out of all words of all rows: a long row counts more than a short one."""
+    errors = word_errors(transcripts(answers), labels)
+    counts = np.stack([errors, (labels >= 0).sum(axis=1)], axis=1).astype(np.float64)
+    return {
+        "word_accuracy": Sums(counts, lambda sums, _: 1 - _ratio(sums[:, 0], sums[:, 1])),
+        "word_error_rate": Sums(counts, lambda sums, _: _ratio(sums[:, 0], sums[:, 1])),
+        "sentence_accuracy": mean(errors == 0),
     }
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from understudy.measuring._bootstrap import interval, pool_seeds
 
 Array = np.ndarray[Any, Any]
-POINTS = frozenset({"accuracy", "macro_f1", "micro_f1", "auroc", "mean_average_precision"})
+POINTS = frozenset(
+    {"accuracy", "macro_f1", "micro_f1", "auroc", "mean_average_precision", "word_accuracy", "word_error_rate", "sentence_accuracy"}
+)
 """Metrics whose differences are told in points, hundredths."""
 
 

@@ -202,7 +202,7 @@ def _gap_closed(seen: Mapping[Place, float], models: Mapping[str, list[Array]], 
 
 def _per_class(models: Mapping[str, list[Array]], labels: Array, task: Task) -> list[dict[str, Any]]:
     """Each class's recall under each model, mean over seeds; `change` is student - control."""
-    if task.kind == "regression":
+    if task.kind in ("regression", "recognition"):
         return []
     recalls = {name: np.mean([_quality.recalls(one, labels, task) for one in all_], axis=0) for name, all_ in models.items()}
     rows = _quality.class_rows(labels, task)
@@ -248,6 +248,8 @@ def _disagreements(
 
 
 def _label(label: Any, task: Task) -> Any:
+    if task.kind == "recognition":
+        return " ".join(task.classes[int(code)] for code in label if code >= 0)
     if task.single_label:
         return task.classes[int(label)]
     return [name for name, on in zip(task.classes, label, strict=True) if on] if task.kind == "multilabel" else float(label[0])
@@ -256,6 +258,8 @@ def _label(label: Any, task: Task) -> Any:
 def _answer(answers: Array, task: Task) -> Any:
     if task.kind == "regression":
         return float(answers[0, 0])
+    if task.kind == "recognition":
+        return _label(decisions(answers, task)[0], task)
     decided, said = decisions(answers, task)[0], probabilities(answers, task)[0]
     if task.single_label:
         return {"class": task.classes[int(decided)], "confidence": float(said[int(decided)])}

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from understudy.measuring._answers import decisions
 from understudy.store.transfer_set import TransferSet
 
 _CHUNK = 8192
@@ -25,6 +26,12 @@ def describe(taught: TransferSet, *, rows: int = 10, pairs: int = 10, seed: int 
     found: dict[str, Any] = {"rows": len(taught), "views": taught.views, "teacher": taught.teacher, "signals": sorted(taught.signals)}
     parts = [_plain(taught, np.arange(start, min(start + _CHUNK, len(taught)))) for start in range(0, len(taught), _CHUNK)]
     shown = _plain(taught, chosen)
+    if task.kind == "recognition":
+        said = decisions(shown, task)
+        blank = np.concatenate([part.argmax(axis=-1) == task.outputs - 1 for part in parts])
+        words = [" ".join(task.classes[code] for code in row if code >= 0) for row in said]
+        found |= {"mean": float(blank.mean()), "deviation": float(blank.std())}
+        return found | {"shown": [{"position": int(at), "soft labels": {text: 1.0}} for at, text in zip(chosen, words, strict=True)]}
     if task.kind == "regression":
         values = np.concatenate(parts)
         found |= {"mean": float(values.mean()), "deviation": float(values.std())}

@@ -11,7 +11,7 @@ from understudy.checks.answers import check_in_sample
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.data.views import Views
-from understudy.errors import Problem, TeacherError, TransferSetError, raise_errors
+from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError, raise_errors
 from understudy.measuring import scorecard as cards
 from understudy.signals import is_answered
 from understudy.stages._run import Run, answered_rows, join_rows, size_of
@@ -42,6 +42,10 @@ def teach_rows(run: Run) -> None:
     if said.encoding != "dense":
         temperature = make.temperature_of(make.build_objective(run.recipe, task, train_rows.labels))
     encoding = make.build_encoding(run.recipe, temperature)
+    if task.kind == "recognition" and said.encoding != "dense":
+        raise RecipeError(
+            f"teaching.encoding = {said.encoding!r} is for one answer a row; a recognition has frames: use dense", code="U428"
+        )
     width = {"float32": 4, "float16": 2, "bfloat16": 2}[said.dtype] * task.outputs
     if encoding != "auto":
         width = encoding.bytes_per_row(task.outputs)

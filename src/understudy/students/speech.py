@@ -1,7 +1,8 @@
-"""Small networks for sound: features [rows, mels + 1, frames] with a mask as their last channel -> one answer per clip.
+"""Small networks for sound: features [rows, mels + 1, frames] with a mask as their last channel -> an answer per clip or per frame.
 
-Padding takes no part: it is zero after every layer and left out of every mean. Each function takes the number of mels and of
-outputs. Adding one: a body [rows, channels, frames] -> [rows, channels', frames'] here, and a line in make.py.
+Padding takes no part: it is zero after every layer and left out of every mean. With `frames`, there is an answer for every second
+frame, [rows, (frames + 1) // 2, outputs], whose last output is the blank, certain after a clip's end. Each function takes the
+number of mels and of outputs. Adding one: a body [rows, channels, frames] -> [rows, channels', frames'] here, a line in make.py.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from understudy.signals import CERTAIN
 from understudy.students._seeding import seeded
 
 
 def convnet(
-    mels: int, outputs: int, *, width: int = 32, depth: int = 4, kernel: int = 9, dropout: float = 0.0, seed: int | None = None
+    mels: int,
+    outputs: int,
+    *,
+    width: int = 32,
+    depth: int = 4,
+    kernel: int = 9,
+    dropout: float = 0.0,
+    frames: bool = False,
+    seed: int | None = None,
 ) -> nn.Module:
     """Separable convolutions along time, with a way around each pair (as MatchboxNet, Majumdar & Ginsburg 2020, arXiv:2004.08531).
 
@@ -24,10 +34,12 @@ def convnet(
     """
     with seeded(seed):
         blocks: list[nn.Module] = [_Separable(width, kernel, dropout) for _ in range(depth)]
-        return _Network(_Start(mels, width), blocks, nn.Linear(width, outputs))
+        return _Network(_Start(mels, width), blocks, nn.Linear(width, outputs), frames=frames)
 
 
-def recurrent(mels: int, outputs: int, *, width: int = 96, depth: int = 2, dropout: float = 0.1, seed: int | None = None) -> nn.Module:
+def recurrent(
+    mels: int, outputs: int, *, width: int = 96, depth: int = 2, dropout: float = 0.1, frames: bool = False, seed: int | None = None
+) -> nn.Module:
     """Convolutions that halve the frames, then gated recurrent units in both directions, `width` in each.
 
     >>> recurrent(40, 10, width=8)(torch.zeros(2, 41, 30)).shape
@@ -35,11 +47,19 @@ def recurrent(mels: int, outputs: int, *, width: int = 96, depth: int = 2, dropo
     """
     with seeded(seed):
         blocks: list[nn.Module] = [_Separable(width, 9, dropout), _Recurrent(width, width, depth, dropout)]
-        return _Network(_Start(mels, width), blocks, nn.Linear(2 * width, outputs))
+        return _Network(_Start(mels, width), blocks, nn.Linear(2 * width, outputs), frames=frames)
 
 
 def transformer(
-    mels: int, outputs: int, *, width: int = 96, depth: int = 4, heads: int = 4, dropout: float = 0.1, seed: int | None = None
+    mels: int,
+    outputs: int,
+    *,
+    width: int = 96,
+    depth: int = 4,
+    heads: int = 4,
+    dropout: float = 0.1,
+    frames: bool = False,
+    seed: int | None = None,
 ) -> nn.Module:
     """Convolutions that halve the frames and tell their order, then self-attention that looks at no padding.
 
@@ -48,16 +68,19 @@ def transformer(
     """
     with seeded(seed):
         blocks: list[nn.Module] = [_Separable(width, 9, dropout), *(_Attention(width, heads, dropout) for _ in range(depth))]
-        return _Network(_Start(mels, width), blocks, nn.Linear(width, outputs))
+        return _Network(_Start(mels, width), blocks, nn.Linear(width, outputs), frames=frames)
 
 
 @final
 class _Network(nn.Module):
-    """The start, blocks that keep the frames, the mean of the frames that count, a linear layer."""
+    """The start, blocks that keep the frames, and a linear layer on each frame or on the mean of those that count."""
 
-    def __init__(self, start: nn.Module, blocks: list[nn.Module], head: nn.Module) -> None:
+    ended: Tensor
+
+    def __init__(self, start: nn.Module, blocks: list[nn.Module], head: nn.Linear, *, frames: bool) -> None:
         super().__init__()
-        self.start, self.head = start, head
+        self.start, self.head, self.frames = start, head, frames
+        self.register_buffer("ended", torch.tensor([0.0] * (head.out_features - 1) + [CERTAIN]), persistent=False)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -67,6 +90,8 @@ class _Network(nn.Module):
         values = values * mask
         for block in self.blocks:
             values = block(values, mask) * mask
+        if self.frames:
+            return torch.where(mask.transpose(1, 2) > 0, self.head(values.transpose(1, 2)), self.ended)
         answer: Tensor = self.head(values.sum(2) / mask.sum(2).clamp(min=1))
         return answer
 

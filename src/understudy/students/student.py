@@ -82,7 +82,7 @@ class Student:
             return torch.from_numpy(_ask(self.estimator, self.features(encoded), self.task))
         with evaluating(self.module), torch.inference_mode():
             answer = self.module(encoded.to(device_of(self.module))).float().cpu()
-        return answer.reshape(len(encoded), self.task.outputs)
+        return answer if self.task.kind == "recognition" else answer.reshape(len(encoded), self.task.outputs)
 
     def parameters(self) -> int | None:
         """Weights of a network, nodes of trees; None for an estimator that has neither."""
