@@ -4,6 +4,14 @@ One value per row, which depends on its neighbours wherever they are what it is 
 image and a text side, `student` and `teacher` are pairs (images, texts). Banks of embeddings are arguments:
 understudy.contrasts keeps them. To add a loss: write it here, name it in `__all__`, and give it a line in
 tests/definitions_features.py.
+
+When it helps and hurts: Embeddings as the product (search, retrieval, faces), a teacher of another kind (image and text,
+sound), or a student whose classes are too few to carry what the teacher knows. With a few hundred rows there are too few others
+to be told apart from.
+
+Known problems: A memory bank holds every training row at the given width, twice. Rows of the same class among the negatives
+push apart what belongs together: `exclude_class` leaves them out where labels are known. Banks are not shared between
+processes.
 """
 
 from __future__ import annotations

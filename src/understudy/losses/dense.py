@@ -2,6 +2,13 @@
 
 Logits and maps are [rows, channels, height, width] of one size. To add a loss: write it here, name it in `__all__`, and
 give it a line in tests/definitions_features.py.
+
+When it helps and hurts: Segmentation, depth, heat maps: wherever the answer has a place for every pixel. Pixels follow the
+teacher's classes where labels are few or borders are uncertain; channels follow where a class is, which helps with small
+objects.
+
+Known problems: Pixels that labels leave out (the border, the unknown) still count in what the teacher says unless the mask
+leaves them out. Answers of unlike size must be resized by the models: no connector changes an answer.
 """
 
 from __future__ import annotations

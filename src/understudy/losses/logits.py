@@ -3,6 +3,14 @@
 Some read the labels as well, `loss(student, teacher, labels, *, options)`; there a row without a label (-1) gives 0 and no
 gradient. Log-probabilities are logits too; a teacher may say minus infinity (probability 0) in the soft targets. To add one:
 write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
+
+When it helps and hurts: The default: any teacher that gives probabilities, any student. It helps where the teacher is better
+than what labels alone give and where its second choices mean something; it gives nothing where the control is as good already,
+and a temperature that is too high for a short training costs accuracy ([results](../results.md)).
+
+Known problems: A mean over classes instead of a sum, or a missing factor of temperature squared, changes the weight by a factor
+of a hundred: here it is always the sum, and the factor is there. With two classes there is no other class to compare, so
+`decoupled` and `normalized` are refused.
 """
 
 from __future__ import annotations
