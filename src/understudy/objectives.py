@@ -281,7 +281,7 @@ class Objective(nn.Module):
     def soft_labels(
         *,
         alpha: float = 0.9,
-        temperature: float = 4.0,
+        temperature: float | Mapping[str, Any] | str = 4.0,
         task: Task,
         label_smoothing: float = 0.0,
         class_weights: Tensor | Sequence[float] | None = None,
@@ -290,7 +290,8 @@ class Objective(nn.Module):
         """(1 - alpha) * hard + alpha * T^2 * KL(teacher || student): Hinton, Vinyals & Dean 2015, arXiv:1503.02531.
 
         Multilabel: the same with one sigmoid per class. Regression: (1 - alpha) * squared error to the labels + alpha
-        * squared error to the teacher, both divided by scale squared.
+        * squared error to the teacher, both divided by scale squared. The temperature may move or be learned: see
+        understudy.schedules.
         """
         if not 0 <= alpha <= 1:
             raise RecipeError(f"alpha must lie between 0 and 1 (got {alpha:g})", code="U075")

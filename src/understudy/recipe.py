@@ -225,6 +225,20 @@ def _temperature(value: float) -> float:
     return value
 
 
+def _moving_temperature(value: float | str | dict[str, Any]) -> float | str | dict[str, Any]:
+    """A temperature, or the ends between which it moves: none of them may be 0."""
+    if isinstance(value, dict) and not value.get("learned"):
+        if value.get("warmup"):
+            raise ValueError("a temperature cannot be warmed up from 0; give start and end")
+        ends = {"start": value.get("start", 0.0), "end": value.get("end", 1.0)}
+        for end in ("end",) if value.get("schedule", "constant") == "constant" else ("start", "end"):
+            if isinstance(ends[end], int | float):
+                _temperature(ends[end])
+    elif isinstance(value, int | float):
+        _temperature(value)
+    return value
+
+
 class TermSection(Section):
     """One term of the objective."""
 
@@ -251,8 +265,8 @@ class TermSection(Section):
     @field_validator("options")
     @classmethod
     def _positive(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(value.get("temperature"), int | float):
-            _temperature(value["temperature"])
+        if "temperature" in value:
+            _moving_temperature(value["temperature"])
         return value
 
 
@@ -260,7 +274,9 @@ class ObjectiveSection(Section):
     """What the student learns from: soft_labels(alpha, temperature), or terms."""
 
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher; 1 - alpha is the weight of the labels")
-    temperature: float = Field(4.0, description="softening; 0.05 to 100")
+    temperature: float | str | dict[str, Any] = Field(
+        4.0, description="softening; 0.05 to 100, a schedule as of a weight, {learned = true} or module:function of progress"
+    )
     choose: bool = Field(
         False,
         description="try four pairs of alpha and temperature for a quarter of the epochs each, take the best on validation rows",
@@ -270,8 +286,8 @@ class ObjectiveSection(Section):
 
     @field_validator("temperature")
     @classmethod
-    def _positive(cls, value: float) -> float:
-        return _temperature(value)
+    def _positive(cls, value: float | str | dict[str, Any]) -> float | str | dict[str, Any]:
+        return _moving_temperature(value)
 
 
 class CohortMember(Section):

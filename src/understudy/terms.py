@@ -54,6 +54,11 @@ class Term(nn.Module, ABC):
         if self.learned is not None:
             if not isinstance(said.get("temperature"), Learned):
                 raise RecipeError(f"the term {name!r}: only a temperature can be learned against the student", code="U346")
+            taken = str(inspect.signature(loss).parameters["temperature"].annotation)
+            if "float" in taken and "Tensor" not in taken:
+                raise RecipeError(
+                    f"the term {name!r}: its loss takes a temperature that is a number, and none that is learned", code="U480"
+                )
             self.temperature_logit = nn.Parameter(torch.tensor(1.0))
             del said["temperature"]
         if any(isinstance(value, Share) for value in said.values()):

@@ -37,7 +37,7 @@ def contrastive_representation(
     student_bank: Float[Tensor, "entries width"],
     teacher_bank: Float[Tensor, "entries width"],
     positions: Int[Tensor, "batch candidates"],
-    temperature: float = 0.07,
+    temperature: float | Float[Tensor, ""] = 0.07,
     student_log_partition: float | Tensor | None = None,
     teacher_log_partition: float | Tensor | None = None,
 ) -> Float[Tensor, " batch"]:
@@ -75,14 +75,18 @@ def log_partition(
     bank: Float[Tensor, "entries width"],
     positions: Int[Tensor, "batch candidates"],
     *,
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """The logarithm of the constant Z of `contrastive_representation`: the mean of exp(logit) over this batch, times entries."""
     return _log_partition(_candidates(precise(anchors), bank, positions, temperature), len(bank)).detach()
 
 
 def in_batch_contrast(
-    student: Float[Tensor, "batch width"], teacher: Float[Tensor, "batch width"], *, temperature: float = 0.07, symmetric: bool = False
+    student: Float[Tensor, "batch width"],
+    teacher: Float[Tensor, "batch width"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.07,
+    symmetric: bool = False,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropy of finding a row's own teacher embedding among those of the batch (InfoNCE).
 
@@ -145,7 +149,7 @@ def contrastive_relation(
     return (_divergence(ours, theirs) + _divergence(ours.T, theirs.T)) / 2
 
 
-def _candidates(anchors: Tensor, bank: Tensor, positions: Tensor, temperature: float) -> Tensor:
+def _candidates(anchors: Tensor, bank: Tensor, positions: Tensor, temperature: float | Tensor) -> Tensor:
     """Logits [rows, candidates]: one product with the whole bank is smaller than the candidates' embeddings."""
     return (anchors @ bank.to(anchors.dtype).T).gather(1, positions) / temperature
 

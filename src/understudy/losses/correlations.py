@@ -28,7 +28,7 @@ def correlation(
     student: Float[Tensor, "batch classes"],
     teacher: Float[Tensor, "batch classes"],
     *,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     row_weight: float = 1.0,
     class_weight: float = 1.0,
 ) -> Float[Tensor, " batch"]:

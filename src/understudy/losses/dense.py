@@ -30,7 +30,7 @@ def channel_distribution(
     student: Float[Tensor, "batch channels height width"],
     teacher: Float[Tensor, "batch channels height width"],
     *,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
 ) -> Float[Tensor, " batch"]:
     """KL(teacher || student) of where each channel is active, mean over channels, times temperature squared (CWD).
 
@@ -50,7 +50,7 @@ def pixel_soft_target(
     student: Float[Tensor, "batch classes height width"],
     teacher: Float[Tensor, "batch classes height width"],
     *,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     mask: Bool[Tensor, "batch height width"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """KL(teacher || student) of each pixel's classes, mean over the pixels that count, times temperature squared.

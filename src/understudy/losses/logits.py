@@ -64,7 +64,7 @@ def soft_target(
 
 
 def binary_soft_target(
-    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float = 4.0
+    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float | Float[Tensor, ""] = 4.0
 ) -> Float[Tensor, "*batch"]:
     """KL(teacher || student) of a softened yes or no per class, mean over classes, times temperature squared.
 
@@ -108,7 +108,7 @@ def logit_mse(
 
 
 def teacher_cross_entropy(
-    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float = 1.0
+    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float | Float[Tensor, ""] = 1.0
 ) -> Float[Tensor, "*batch"]:
     """Cross-entropy of the student against the teacher's softened distribution, without a temperature factor.
 
@@ -149,7 +149,7 @@ def decoupled(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     *,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
     target_weight: float = 1.0,
     other_weight: float = 8.0,
 ) -> Float[Tensor, " batch"]:
@@ -182,7 +182,7 @@ def normalized(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     *,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     other_weight: float = 1.5,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropies with the teacher at the label, and among the other classes made to add to 1.
@@ -213,7 +213,7 @@ def standardized(
     student: Float[Tensor, "*batch classes"],
     teacher: Float[Tensor, "*batch classes"],
     *,
-    temperature: float = 2.0,
+    temperature: float | Float[Tensor, ""] = 2.0,
     unbiased: bool = True,
 ) -> Float[Tensor, "*batch"]:
     """Soft targets of logits that are first brought to mean 0 and standard deviation 1, each row by itself.
@@ -289,7 +289,7 @@ def weighted_soft_label(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     *,
-    temperature: float = 2.0,
+    temperature: float | Float[Tensor, ""] = 2.0,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropy with soft targets, times a weight of the row that grows as the student is worse than the teacher.
 
@@ -319,7 +319,7 @@ def ensemble_soft_target(
     teacher: Float[Tensor, "teachers batch classes"],
     *,
     weights: Float[Tensor, "teachers batch"] | None = None,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
 ) -> Float[Tensor, " batch"]:
     """Weighted mean over several teachers, or over the other students of a cohort, of their soft-target losses.
 

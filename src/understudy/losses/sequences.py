@@ -30,7 +30,7 @@ def ctc_frames(
     *,
     lengths: Int[Tensor, " batch"] | None = None,
     without_blank: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
 ) -> Float[Tensor, "batch time"]:
     """KL(teacher || student) of each frame of a CTC model, times temperature squared; the blank is a token like others.
 

@@ -327,6 +327,8 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
     if (folder / "card.json").exists():
         return Student.load(folder, run.task)
     features = student.features(data.inputs)
+    softening = recipe.objective.temperature
+    soft = recipe.objective.target == "soft" and "temperature" in _set(recipe) and isinstance(softening, int | float)
     signal = data.teacher.get(run.task.signal)
     student.estimator = fit_estimator(
         student.estimator,
@@ -335,7 +337,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         labels=None if data.labels is None else data.labels.numpy(),
         teacher=None if signal is None else signal.numpy(),
         alpha=recipe.objective.alpha,
-        temperature=recipe.objective.temperature if recipe.objective.target == "soft" and "temperature" in _set(recipe) else 1.0,
+        temperature=float(softening) if soft else 1.0,  # type: ignore[arg-type]
         target=recipe.objective.target,
         answered=None if signal is None or data.answered is None else data.answered.numpy(),
     )

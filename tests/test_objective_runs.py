@@ -1,0 +1,107 @@
+"""Objectives as a user has them: each through `understudy distill` on digits, explained, and with the mistakes that are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+from understudy import pipeline
+from understudy.errors import InputError, RecipeError
+from understudy.recipe import parse
+
+CE = {"loss": "labels.cross_entropy"}
+CHANCE = 0.3
+"""Ten classes: a student that learns nothing stays near 0.1."""
+SOFT = {"loss": "logits.soft_target"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 digits as pictures, and as rows of 64 numbers."""
+    given, folder = load_digits(), tmp_path_factory.mktemp("digits")
+    np.savez(folder / "pictures.npz", X=(given.images[:400] / 16 * 255).astype(np.uint8), y=given.target[:400])
+    np.savez(folder / "numbers.npz", X=given.data[:400].astype(np.float32) / 16, y=given.target[:400])
+    return folder
+
+
+def said(digits: Path, out: Path, **sections: Any) -> dict[str, Any]:
+    """A recipe of networks on flat digits; sections replace those that are here."""
+    plain: dict[str, Any] = {
+        "out": str(out),
+        "data": {"train": str(digits / "numbers.npz")},
+        "teacher": {"train": {"model": "mlp", "options": {"hidden": [48]}, "epochs": 8, "batch_size": 32, "lr": 0.01}},
+        "student": {"model": "mlp", "options": {"hidden": [16]}},
+        "train": {"epochs": 7, "batch_size": 32, "lr": 0.01},
+        "control": False,
+        "measure": {"latency": False, "resamples": 100},
+    }
+    return plain | sections
+
+
+def pictures(digits: Path, out: Path, **sections: Any) -> dict[str, Any]:
+    """The same with convolutional networks, which have stages."""
+    train = {"model": "convnet", "options": {"width": 8, "depth": 2}, "epochs": 3, "batch_size": 32, "lr": 0.01}
+    convolutional: dict[str, Any] = {
+        "data": {"train": str(digits / "pictures.npz"), "kind": "image"},
+        "teacher": {"train": train},
+        "student": {"model": "convnet", "options": {"width": 4, "depth": 2}},
+        "train": {"epochs": 2, "batch_size": 32, "lr": 0.01},
+    }
+    return said(digits, out, **(convolutional | sections))
+
+
+def taught(recipe: dict[str, Any]) -> tuple[float, str]:
+    """The student's accuracy on validation rows, and what was printed; nothing is exported or measured, which takes longest."""
+    printed = io.StringIO()
+    pipeline.distill(parse(recipe), until="train", console=Console(file=printed, width=300))
+    card = json.loads((Path(recipe["out"]) / "seed-0" / "student" / "card.json").read_text())
+    return float(card["history"][-1]["accuracy"]), printed.getvalue()
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of the student's metrics."""
+    return [json.loads(line) for line in (out / "seed-0" / "student" / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- temperatures that move or are learned ------------------------------------------------------------------------------
+
+
+def test_the_temperature_of_the_plain_objective_moves(digits: Path, tmp_path: Path) -> None:
+    recipe = said(digits, tmp_path / "run", objective={"temperature": {"schedule": "linear", "start": 8, "end": 1}})
+    assert "soft_target(student, teacher, temperature=[8 to 1, linear])" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    moving = [line["moving"]["soft_target.temperature"] for line in logged(tmp_path / "run") if "moving" in line]
+    assert moving and 1 <= moving[-1] < 8
+
+
+def test_a_learned_temperature_with_another_loss(digits: Path, tmp_path: Path) -> None:
+    term = {"loss": "logits.decoupled", "options": {"temperature": {"learned": True, "over": 0.5}, "other_weight": 2.0}}
+    recipe = said(digits, tmp_path / "run", objective={"terms": [CE, term]})
+    assert "temperature=[learned, 1 to 21]" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    moving = [line["moving"]["decoupled.temperature"] for line in logged(tmp_path / "run") if "moving" in line]
+    start = 1 + 20 / (1 + np.exp(-1.0))
+    assert moving and abs(moving[-1] - start) > 1e-3
+
+
+def test_temperatures_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    for temperature, message in (
+        ({"schedule": "linear", "end": 2}, "temperature must be > 0"),
+        ({"schedule": "linear", "start": 2, "end": 300}, "temperature must lie between 0.05 and 100"),
+        ({"schedule": "linear", "start": 4, "warmup": 0.1}, "cannot be warmed up from 0"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            parse(said(digits, tmp_path / "run", objective={"temperature": temperature}))
+    learned = {"loss": "labels.virtual_teacher", "options": {"temperature": {"learned": True}}}
+    with pytest.raises(RecipeError, match="U480 the term 'virtual_teacher'"):
+        pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [learned]})))
+    moving = {"temperature": {"schedule": "linear", "start": 4, "end": 1}}
+    with pytest.raises(InputError, match="U481 .*a tree is fitted in one go"):
+        taught(said(digits, tmp_path / "run", objective=moving, student={"model": "tree"}))
