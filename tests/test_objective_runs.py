@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from sklearn.datasets import load_digits
 
 from understudy import pipeline
 from understudy.errors import InputError, RecipeError
+from understudy.losses.tokens import forward_kl
+from understudy.objectives import Objective
 from understudy.recipe import parse
+from understudy.signals import Batch
+from understudy.tasks import Task
 
 CE = {"loss": "labels.cross_entropy"}
 CHANCE = 0.3
@@ -105,3 +110,41 @@ def test_temperatures_that_cannot_be(digits: Path, tmp_path: Path) -> None:
     moving = {"temperature": {"schedule": "linear", "start": 4, "end": 1}}
     with pytest.raises(InputError, match="U481 .*a tree is fitted in one go"):
         taught(said(digits, tmp_path / "run", objective=moving, student={"model": "tree"}))
+
+
+# --- tokens and stored classes ------------------------------------------------------------------------------------------
+
+
+def test_losses_on_tokens_read_plain_logits_as_one_position(digits: Path, tmp_path: Path) -> None:
+    terms = [CE, {"loss": "tokens.reverse_kl"}, {"loss": "tokens.jensen_shannon", "options": {"temperature": 2.0}}]
+    recipe = said(digits, tmp_path / "run", objective={"terms": terms})
+    assert "1 * reverse_kl(student, teacher, temperature=1)" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+
+
+def test_a_term_on_tokens_is_a_mean_over_the_positions_that_count() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 4, 5, generator=draw) for _ in range(2))
+    places = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
+    labels = torch.where(places > 0, 2, -1)
+    task = Task("multiclass", tuple("abcde"))
+    wanted = torch.stack([forward_kl(student[:, [at]], teacher[:, [at]])[:, 0] for at in range(4)], 1)[places > 0].mean()
+    batch = Batch(student, labels, None, {"logits": teacher, "counts": places.float()})
+    for said_places in ("counts", "labels"):
+        (term,) = Objective.from_terms([("tokens.forward_kl", 1.0, {"places": said_places})], task).active
+        torch.testing.assert_close(term({"logits": student}, batch), wanted)
+    (term,) = Objective.from_terms([("sequences.ctc_frames", 1.0, {"places": "counts"})], task).active
+    torch.testing.assert_close(term({"logits": student}, batch), wanted)  # places that count come first here, as frames do
+    with pytest.raises(InputError, match=r"U483 .*counts is \[3, 2\], the positions are \[3, 4\]"):
+        term({"logits": student}, Batch(student, labels, None, {"logits": teacher, "counts": places[:, :2]}))
+
+
+def test_the_stored_classes_are_read_as_they_are(digits: Path, tmp_path: Path) -> None:
+    objective = {"terms": [CE, {"loss": "topk.topk_tail_kl", "weight": 2.0}]}
+    recipe = said(digits, tmp_path / "run", objective=objective, teaching={"encoding": "top-k", "top": 3})
+    assert "reads: logits/ids, logits/top" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    with pytest.raises(InputError, match='U482 .*stored as dense; set teaching.encoding = "top-k"'):
+        taught(said(digits, tmp_path / "dense", objective=objective))
+    with pytest.raises(RecipeError, match="no term binds what it reads"):
+        pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [{"loss": "topk.sampled_cross_entropy"}]})))

@@ -26,7 +26,19 @@ from understudy.schedules import Share
 from understudy.signals import Batch, Signals
 from understudy.taps import Layer
 from understudy.tasks import Task
-from understudy.terms import LABELS, Loss, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
+from understudy.terms import (
+    LABELS,
+    Loss,
+    OnLabels,
+    OnLogits,
+    OnLogitsAndLabels,
+    OnTeachers,
+    OnTokens,
+    OnTopK,
+    OnValues,
+    OnValuesAndLabels,
+    Term,
+)
 
 HARD: dict[str, Loss] = {
     "multiclass": label_losses.cross_entropy,
@@ -67,6 +79,8 @@ BINDERS: dict[str, type[Any]] = {
     "embedding": OnEmbedding,
     "relations": OnRelations,
     "contrast": OnContrast,
+    "tokens": OnTokens,
+    "topk": OnTopK,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
 

@@ -8,8 +8,9 @@ distribution is not known. To add one: write it here, name it in `__all__`, and 
 When it helps and hurts: Large vocabularies, and services that give their first few answers only. Some tens of tokens with the
 mass of the rest lose little near temperature 1.
 
-Known problems: What is stored cannot be softened later. Leaving out the rest, or scaling the largest to add to 1, teaches too
-much confidence.
+Known problems: `sampled_cross_entropy` has no term: what teaching.encoding = "sampled" stores comes back as logits, for
+`logits.teacher_cross_entropy`. What is stored cannot be softened later. Leaving out the rest, or scaling the largest to add to
+1, teaches too much confidence.
 """
 
 from __future__ import annotations

@@ -266,7 +266,15 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
     weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
     if run.speaker is not None and run.speaker is not run.teacher:
         weighed = None  # an assistant has learned what its teachers say together
-    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.signals]
+    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.names]
+    parts = [name for name in reads if name.startswith(f"{task.signal}/")]
+    if parts and (run.taught is None or lacking):
+        how = "the teacher answers in the loop" if run.taught is None else f"it is stored as {run.taught.encoding['stored']['kind']}"
+        raise TransferSetError(
+            f'a term reads the largest classes as they are stored ({", ".join(parts)}), and {how}; set teaching.encoding = "top-k" and '
+            "teaching.views to a number, or take a loss on logits",
+            code="U482",
+        )
     if lacking:
         assert run.taught is not None
         raise TransferSetError(
