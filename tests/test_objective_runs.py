@@ -20,6 +20,7 @@ from understudy.objectives import Objective
 from understudy.recipe import parse
 from understudy.signals import Batch
 from understudy.tasks import Task
+from understudy.training._momenta import SeparateMomenta
 
 CE = {"loss": "labels.cross_entropy"}
 CHANCE = 0.3
@@ -148,3 +149,46 @@ def test_the_stored_classes_are_read_as_they_are(digits: Path, tmp_path: Path) -
         taught(said(digits, tmp_path / "dense", objective=objective))
     with pytest.raises(RecipeError, match="no term binds what it reads"):
         pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [{"loss": "topk.sampled_cross_entropy"}]})))
+
+
+# --- separate momenta ---------------------------------------------------------------------------------------------------
+
+
+def test_separate_momenta_by_hand() -> None:
+    """Two steps on two numbers: each gradient has its own memory, and a weight that hears nobody has the plain momentum."""
+    both, alone = (torch.nn.Parameter(torch.tensor(1.0)) for _ in range(2))
+    optimizer = SeparateMomenta([both, alone], lr=0.1, momentum=0.5, gap=0.2)
+    for labels, teacher in ((1.0, 10.0), (2.0, 20.0)):
+        optimizer.hear(both * teacher * 0.5)
+        optimizer.hear(both * teacher * 0.5)  # as in two batches of one step
+        both.grad, alone.grad = torch.tensor(labels), torch.tensor(labels)
+        optimizer.step()
+    from_labels, from_teacher, plain = (1 + (momentum * 1 + 2) for momentum in (0.3, 0.7, 0.5))
+    torch.testing.assert_close(both.detach(), torch.tensor(1 - 0.1 * (from_labels + 10 * from_teacher)))
+    torch.testing.assert_close(alone.detach(), torch.tensor(1 - 0.1 * plain))
+
+
+def test_a_student_with_separate_momenta_and_its_resume(digits: Path, tmp_path: Path) -> None:
+    train = {"epochs": 7, "batch_size": 32, "lr": 0.02, "optimizer": "sgd", "momentum_gap": 0.075}
+    recipe = said(digits, tmp_path / "run", train=train)
+    assert "momentum = 0.825 for the gradient of the labels, 0.975 for that of the teacher" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    first = torch.nn.Linear(64, 10)
+    weights = [*first.parameters()]
+    whole, cut = (SeparateMomenta(weights, lr=0.1, momentum=0.9, gap=0.075) for _ in range(2))
+    inputs = torch.ones(4, 64)
+    whole.hear(first(inputs).square().mean())
+    first(inputs).mean().backward()
+    whole.step()
+    cut.load_state_dict(whole.state_dict())
+    assert all(torch.equal(cut.state[weight][part], whole.state[weight][part]) for weight in weights for part in ("labels", "teacher"))
+
+
+def test_separate_momenta_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="momentum_gap goes with optimizer = 'sgd'"):
+        parse(said(digits, tmp_path / "run", train={"momentum_gap": 0.1}))
+    with pytest.raises(RecipeError, match="momentum must lie between"):
+        parse(said(digits, tmp_path / "run", train={"momentum_gap": 0.1, "optimizer": "sgd", "momentum": 0.95}))
+    train = {"epochs": 1, "batch_size": 32, "optimizer": "sgd", "momentum_gap": 0.05}
+    with pytest.raises(InputError, match="U484 .*no term reads labels alone"):
+        taught(said(digits, tmp_path / "run", train=train, objective={"terms": [SOFT]}))

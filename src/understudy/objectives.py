@@ -225,6 +225,17 @@ class Objective(nn.Module):
         assert total is not None
         return total, values
 
+    def apart(self, student: Signals, batch: Batch) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
+        """What `forward` gives, its total in two: the terms that do not hear the teacher, and those that do."""
+        parts: dict[bool, list[Tensor]] = {False: [], True: []}
+        values: dict[str, Tensor] = {}
+        for term in self.active:
+            value = term.forward(student, batch)
+            parts[bool(term.hears)].append(term.weight * value)
+            values[term.name] = value.detach()
+        own, heard = (torch.stack(each).sum() if each else None for each in (parts[False], parts[True]))
+        return own, heard, values
+
     def formula(self) -> str:
         """The objective with its numbers, as in `0.1 * cross_entropy(student, labels) + 0.9 * soft_target(...)`."""
         return " + ".join(f"{term.weight_text} * {term}" for term in self.active)

@@ -71,6 +71,11 @@ class OptimizerSection(Section):
     lr: float = Field(1e-3, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only, Nesterov")
+    momentum_gap: float | None = Field(
+        None,
+        gt=0,
+        description="sgd only: the teacher's gradient has momentum + gap, that of the labels momentum - gap (DOT; published 0.075)",
+    )
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     steps: list[float] = Field(default_factory=lambda: [0.5, 0.75], description="fractions of training at which lr is divided by ten")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of training with rising lr")
@@ -95,6 +100,11 @@ class OptimizerSection(Section):
     def _one_end(self) -> OptimizerSection:
         if self.stop < 1 and self.max_time is not None:
             raise ValueError("stop counts epochs and max_time seconds: give one of them")
+        gap = self.momentum_gap
+        if gap is not None and (self.optimizer != "sgd" or self.clip is not None or self.precision == "fp16"):
+            raise ValueError("momentum_gap goes with optimizer = 'sgd', without clip and fp16")
+        if gap is not None and not gap <= self.momentum < 1 - gap:
+            raise ValueError(f"momentum must lie between momentum_gap and 1 - momentum_gap (got {self.momentum:g} and {gap:g})")
         return self
 
 
