@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 from understudy import pipeline
 from understudy.errors import InputError, RecipeError
+from understudy.losses.logits import soft_target
 from understudy.losses.tokens import forward_kl
 from understudy.objectives import Objective
 from understudy.recipe import parse
@@ -192,3 +194,83 @@ def test_separate_momenta_that_cannot_be(digits: Path, tmp_path: Path) -> None:
     train = {"epochs": 1, "batch_size": 32, "optimizer": "sgd", "momentum_gap": 0.05}
     with pytest.raises(InputError, match="U484 .*no term reads labels alone"):
         taught(said(digits, tmp_path / "run", train=train, objective={"terms": [SOFT]}))
+
+
+# --- early exits --------------------------------------------------------------------------------------------------------
+
+
+def exits(loss: str, **options: Any) -> dict[str, Any]:
+    return {"loss": loss, "options": {"reads": "exits", **options}}
+
+
+def test_early_exits_hear_the_students_own_answer_and_leave_no_trace(digits: Path, tmp_path: Path) -> None:
+    terms = [CE, exits("labels.cross_entropy"), exits("logits.soft_target", temperature=3.0), {"loss": "logits.logit_mse", "weight": 0}]
+    recipe = pictures(
+        digits, tmp_path / "run", objective={"terms": terms}, generations={"count": 1}, train={"epochs": 4, "batch_size": 32, "lr": 0.01}
+    )
+    del recipe["teacher"]
+    shown = pipeline.explain(parse(recipe))
+    assert "1 * soft_target(exits of stages, student, temperature=3)" in shown and "reads: labels" in shown
+    accuracy, printed = taught(recipe)
+    assert accuracy > CHANCE
+    assert "connectors cross_entropy_2" in printed and "trained with the student and thrown away" in printed
+    with safe_open(str(tmp_path / "run/seed-0/student/model.safetensors"), "pt") as kept:
+        assert all(name.startswith(("preprocessing", "network")) for name in kept.keys())  # noqa: SIM118
+
+
+def test_an_exit_by_hand() -> None:
+    """The term is the loss of each exit against the answer, which gets no gradient; labels where the loss reads them."""
+    draw = torch.Generator().manual_seed(0)
+    layer, answer = torch.randn(4, 6, generator=draw), torch.randn(4, 3, generator=draw, requires_grad=True)
+    task, labels = Task("multiclass", ("a", "b", "c")), torch.tensor([0, 1, 2, -1])
+    objective = Objective.from_terms(
+        [
+            ("logits.soft_target", 1.0, {"reads": "exits", "student": "a"}),
+            ("labels.cross_entropy", 1.0, {"reads": "exits", "student": "a"}),
+        ],
+        task,
+    )
+    student = {"features/a": layer, "logits": answer}
+    objective.connect(student, {})
+    soft, hard = objective.active
+    batch = Batch(layer, labels, labels >= 0, {})
+    total, values = objective(student, batch)
+    said_soft, said_hard = soft.connectors[0](layer), hard.connectors[0](layer)  # type: ignore[index,operator,union-attr]
+    torch.testing.assert_close(values["soft_target"], soft_target(said_soft, answer).mean().detach())
+    torch.testing.assert_close(values["cross_entropy"], torch.nn.functional.cross_entropy(said_hard[:3], labels[:3]).detach())
+    total.backward()
+    assert answer.grad is None and all(weight.grad is not None for weight in objective.parameters())
+    nobody = Batch(layer, None, None, {})
+    assert hard(student, nobody) == 0
+
+
+def test_exits_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    flat = said(digits, tmp_path / "flat", objective={"terms": [CE, SOFT, exits("logits.soft_target")]})
+    with pytest.raises(InputError, match="U341 .*so no early one; name layers"):
+        taught(flat)
+    for term, message in (
+        (exits("layers.hint"), "U485 the loss 'layers.hint' reads layers, and an exit gives answers"),
+        (exits("labels.binary_cross_entropy"), "is not for a multiclass task"),
+        ({**exits("logits.soft_target"), "teacher": "a"}, "U344 .*leave out teacher and connector"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [term]})))
+
+
+# --- layers along a chain -----------------------------------------------------------------------------------------------
+
+
+def test_every_link_of_a_chain_reads_the_layers_of_the_one_before_it(digits: Path, tmp_path: Path) -> None:
+    chain = [{"model": "convnet", "options": {"width": 6, "depth": 2}}]
+    terms = [CE, SOFT, {"loss": "layers.hint", "student": "stage2", "teacher": "stage2"}]
+    recipe = pictures(digits, tmp_path / "run", objective={"terms": terms}, chain=chain)
+    accuracy, printed = taught(recipe)
+    assert accuracy > CHANCE / 2
+    widths = {
+        place: json.loads((tmp_path / "run" / place / "manifest.json").read_text())["signals"]["features/stage2"]["shape"]
+        for place in ("transfer/training", "chain/last")
+    }
+    assert widths == {"transfer/training": [16, 4, 4], "chain/last": [12, 4, 4]}  # of the teacher, then of the assistant
+    assert printed.count("connectors") == 2 and "hint 224" in printed and "hint 120" in printed  # 12 x 16 + 2 x 16, 8 x 12 + 2 x 12
+    again, said_again = taught(recipe)
+    assert again == accuracy and said_again.count("connectors") == 2

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from understudy.catalogue import CLASSES_APART, family_of, find_loss, kind_of
 from understudy.errors import RecipeError, TrainingError
-from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnLayers, OnRelations
+from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnExits, OnLayers, OnRelations
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
@@ -79,6 +79,7 @@ BINDERS: dict[str, type[Any]] = {
     "embedding": OnEmbedding,
     "relations": OnRelations,
     "contrast": OnContrast,
+    "exits": OnExits,
     "tokens": OnTokens,
     "topk": OnTopK,
 }
@@ -387,6 +388,11 @@ def _bind(place: str | Loss, weight: Any, options: dict[str, Any], task: Task, *
 def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
     """Refuse a signal that the student does not give, and a loss that would compute something this task does not mean."""
     signal = BINDERS[reads].signal
+    if reads == "exits":  # what the loss would read of a teacher, it reads of the student's own answer
+        reads = kind_of(loss) or "logits"
+        signal = BINDERS[reads].signal
+        if reads not in (LABELS, "logits", "logits_and_labels", "values", "values_and_labels"):
+            raise RecipeError(f"the loss {shown!r} reads {reads}, and an exit gives answers; take a loss on logits or labels", code="U485")
     if issubclass(BINDERS[reads], FeatureTerm):
         if reads == "relations" and Axes.of(loss).paired:
             raise RecipeError(

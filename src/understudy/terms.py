@@ -117,7 +117,7 @@ class Term(nn.Module, ABC):
     def forward(self, student: Signals, batch: Batch) -> Tensor:
         given = self.given(student)
         if LABELS in self.reads and batch.labels is None:
-            return given.flatten()[:0].float().sum()  # 0, with the graph intact
+            return (given[0] if isinstance(given, list) else given).flatten()[:0].float().sum()  # 0, with the graph intact
         values = self.rows(given, batch)
         rows = len(given[0] if isinstance(given, list) else given)
         if values.shape != (rows,):

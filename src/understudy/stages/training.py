@@ -129,7 +129,6 @@ def _untrained(run: Run, model: str, options: dict[str, Any], encoded: torch.Ten
 def train_links(run: Run) -> None:
     """Assistants and earlier generations, each on a transfer set of what the one before it says."""
     recipe, task = run.recipe, run.task
-    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
     links = _links(run)
     if not links:
         return
@@ -139,9 +138,14 @@ def train_links(run: Run) -> None:
     if assistants:
         run.warn(check_sizes([("the teacher", parameters_of(run.teacher)), *assistants, ("the student", student.parameters())]))
 
-    def lesson(speaker: Teacher, folder: Path) -> TrainingSet:
-        _hear(run, speaker, folder)
-        return _lesson(run, objective)
+    def lesson(speaker: Teacher, link: Link, folder: Path) -> tuple[Objective, TrainingSet]:
+        objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+        wire_layers(run, objective, pupil=link.student, teacher=speaker)
+        if speaker is not run.teacher:
+            _hear(run, folder)
+        data = _lesson(run, objective)
+        _connect(run, objective, link.student, data, link.seed)
+        return objective, data
 
     def done(link: Link, trained: Trained) -> None:
         run.middle[link.title] = [link.student]
@@ -149,10 +153,9 @@ def train_links(run: Run) -> None:
 
     validate = validation_of(run)
     metric = task.metric if run.rows.labels is not None else "agreement"
-    last = train_chain(
-        run.teacher, links, objective, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done
-    )
-    _hear(run, last, run.folder / "chain" / "last")
+    run.last = train_chain(run.teacher, links, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done)
+    wire_layers(run, make.build_objective(recipe, task, run.rows.part("train").labels))
+    _hear(run, run.folder / "chain" / "last")
 
 
 def _links(run: Run) -> list[Link]:
@@ -175,16 +178,16 @@ def _encoded(run: Run) -> torch.Tensor:
     return make.encode(rows.inputs, rows.kind, run.loaded.encoding)
 
 
-def _hear(run: Run, speaker: Teacher, folder: Path) -> None:
-    """From here on this one speaks of the training rows; what it says is kept in the folder unless it answers in the loop."""
-    run.speaker = speaker
-    if speaker is run.teacher or run.recipe.teaching.views == "live":
+def _hear(run: Run, folder: Path) -> None:
+    """Ask the speaker about the training rows; what it says is kept in the folder unless it answers in the loop."""
+    if run.recipe.teaching.views == "live":
         return
+    assert run.speaker is not None
     said, rows = run.recipe.teaching, run.rows.part("train")
     asked = rows if run.extra is None else join_rows(rows, run.extra)
     spec = None if run.seen is None else run.seen.spec
     run.taught = teach(
-        speaker,
+        run.speaker,
         asked,
         folder,
         task=run.task,
@@ -323,13 +326,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
             student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
         )
         run.warn(raise_errors(problems))
-        if objective.reads_layers:
-            assert run.speaker is not None
-            inputs = first_inputs(run.rows.part("train"), wiring.ROWS)
-            keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
-            wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
-            counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
-            run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
+        _connect(run, objective, student, data, seed)
         fit_network(run, student, objective, data, options, seed, folder, f"{name} {seed}")
         return student
     if (folder / "card.json").exists():
@@ -353,6 +350,18 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
     write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
     run.say(name, f"seed {seed}: {recipe.student.model}, {count_of(student)}" + told_figures(run, student))
     return student
+
+
+def _connect(run: Run, objective: Objective, student: Student, data: TrainingSet, seed: int) -> None:
+    """Make the connectors and memory banks between this student and the speaker, where terms read layers."""
+    if not objective.reads_layers:
+        return
+    assert run.speaker is not None
+    inputs = first_inputs(run.rows.part("train"), wiring.ROWS)
+    keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
+    wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
+    counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
+    run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
 
 
 def beside_control(run: Run, students: dict[int, dict[str, Student]]) -> list[Problem]:
