@@ -74,6 +74,8 @@ def kind_of(loss: Loss) -> str | None:
     family = family_of(loss) or ""
     if loss is topk_losses.sampled_cross_entropy:
         return None  # what is stored of drawn classes is given back as logits
+    if family == "dense" and "teacher" not in inspect.signature(loss).parameters:
+        return LABELS
     if family in FAMILIES:
         return FAMILIES[family]
     if family == "contrastive":
