@@ -41,6 +41,7 @@ SCORES = shaped(2, 3, 3)
 CANDIDATES = shaped(4)
 TOKENS_THAT_COUNT = Kind(lambda seed, rows, dtype: torch.arange(4) <= torch.arange(rows)[:, None] % 3 + 1, anything=False)
 PIXELS_THAT_COUNT = Kind(lambda seed, rows, dtype: normal(seed, rows, 4, 6) > -1, anything=False)
+PIXEL_LABELS = Kind(lambda seed, rows, dtype: normal(seed, rows, 4, 4, 6).argmax(1) - 1, anything=False)
 PLACES = Kind(lambda seed, rows, dtype: (torch.arange(rows)[:, None] * 3 + torch.arange(5)) % 20, anything=False)
 BANK = torch.nn.functional.normalize(normal(77, 20, 8), dim=1)
 OTHER_BANK = torch.nn.functional.normalize(normal(78, 20, 8), dim=1)
@@ -204,6 +205,16 @@ def solution_flow(student: list[Maps], teacher: list[Maps]) -> float:
 def channel_distribution(student: Maps, teacher: Maps) -> float:
     pairs = zip(student, teacher, strict=True)
     return 9 * mean(divergence(softmax(flat(theirs), 3), softmax(flat(mine), 3)) for mine, theirs in pairs)
+
+
+def pixel_cross_entropy(student: Maps, labels: list[list[int]]) -> float:
+    values = [
+        -math.log(softmax([channel[y][x] for channel in student])[label])
+        for y, line in enumerate(labels)
+        for x, label in enumerate(line)
+        if label >= 0
+    ]
+    return mean(values) if values else 0.0
 
 
 def pixel_soft_target(student: Maps, teacher: Maps, mask: list[list[bool]]) -> float:
@@ -398,6 +409,7 @@ DEFINITIONS = {
     "channels.channel_correlation": of(channel_correlation, MAPS),
     "channels.solution_flow": of(solution_flow, TWO_MAPS, call=in_pairs, steep=True),
     "dense.channel_distribution": of(channel_distribution, SMALL_MAPS, options={"temperature": 3.0}, shift_changes_nothing=True),
+    "dense.pixel_cross_entropy": of(pixel_cross_entropy, MAPS, PIXEL_LABELS, least_at=None, shift_changes_nothing=True),
     "dense.pixel_soft_target": of(
         pixel_soft_target, MAPS, MAPS, PIXELS_THAT_COUNT, options={"temperature": 2.0}, shift_changes_nothing=True, call=with_mask
     ),

@@ -17,7 +17,7 @@ from understudy import recipe as recipes
 from understudy.signals import Batch
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMPLETE = {"teacher": {"source": "x.skops"}, "data": {"train": "x.csv"}, "out": "runs/x"}
 
 
@@ -26,7 +26,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("script", ["recipe_docs", "readme_tree"])
+@pytest.mark.parametrize("script", ["loss_docs", "recipe_docs", "readme_tree"])
 def test_generated_parts_are_fresh(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

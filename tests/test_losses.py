@@ -185,6 +185,24 @@ def test_broadcasting_is_refused(place: str) -> None:
                 called(place)(student, *given, **definition.options)
 
 
+@pytest.mark.parametrize("place", [place for place in places() if "temperature" in inspect.signature(loss_at(place)).parameters])
+def test_a_temperature_may_be_learned(place: str) -> None:
+    """A tensor gives what its number gives, and its gradient is the slope; a hand-made teacher's temperature is no evidence."""
+    if place == "labels.virtual_teacher":
+        return
+    definition = DEFINITIONS[place]
+    given = inputs(definition)
+    options = {name: value for name, value in definition.options.items() if name != "temperature"}
+
+    def at(temperature: Any) -> Tensor:
+        return called(place)(*given, **options, temperature=temperature).sum()
+
+    learned = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(at(learned), at(2.0), rtol=1e-12, atol=1e-12)
+    (slope,) = torch.autograd.grad(at(learned), learned)
+    torch.testing.assert_close(slope, (at(2.0 + 1e-5) - at(2.0 - 1e-5)) / 2e-5, rtol=1e-5, atol=1e-6)
+
+
 @every_loss
 def test_docstring_says_formula_and_source(place: str) -> None:
     said = inspect.getdoc(loss_at(place)) or ""

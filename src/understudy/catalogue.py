@@ -9,6 +9,7 @@ import pkgutil
 from understudy import losses
 from understudy.errors import RecipeError, did_you_mean
 from understudy.losses import logits as logit_losses
+from understudy.losses import topk as topk_losses
 from understudy.signals import LOGITS, VALUES
 from understudy.terms import LABELS, Loss
 
@@ -20,13 +21,16 @@ FAMILIES = {
     "dense": "answers",
     "embeddings": "embedding",
     "relations": "relations",
+    "tokens": "tokens",
+    "sequences": "tokens",
+    "topk": "topk",
 }
 """The family of a loss in understudy.losses -> what its losses read."""
 
 SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "sequences": LOGITS, "regression": VALUES}
 """The family of a loss in understudy.losses -> the signal that it compares."""
 
-CLASSES_APART = ("logits", "correlations")
+CLASSES_APART = ("logits", "correlations", "tokens", "sequences", "topk")
 """Families of losses whose softmax lets classes exclude each other, but for those of one sigmoid per class."""
 
 
@@ -68,6 +72,10 @@ def family_of(loss: Loss) -> str | None:
 def kind_of(loss: Loss) -> str | None:
     """What a loss of understudy.losses reads: by its family, and by the names of its arguments."""
     family = family_of(loss) or ""
+    if loss is topk_losses.sampled_cross_entropy:
+        return None  # what is stored of drawn classes is given back as logits
+    if family == "dense" and "teacher" not in inspect.signature(loss).parameters:
+        return LABELS
     if family in FAMILIES:
         return FAMILIES[family]
     if family == "contrastive":

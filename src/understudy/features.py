@@ -27,12 +27,14 @@ from understudy.signals import LOGITS, VALUES, Batch, Signals
 from understudy.taps import (
     AttentionConnector,
     ConvolutionConnector,
+    Exit,
     Layer,
     LinearConnector,
     embedding_layer,
     pair_stages,
+    stages,
 )
-from understudy.terms import KEYS, Loss, Term, said_by
+from understudy.terms import KEYS, LABELS, Loss, Term, said_by
 
 AUTO, FEATURES, EMBEDDING = "auto", "features/", "embedding"
 CONNECTORS = ("auto", "none", "linear", "convolution", "attention")
@@ -345,6 +347,66 @@ class OnContrast(FeatureTerm):
                 assert isinstance(bank, MemoryBank)
                 bank.update(positions, embeddings)
         self.pending.clear()
+
+
+@final
+class OnExits(FeatureTerm):
+    """A loss on early exits of the student: classifiers on its layers, thrown away after training, that hear its own answer.
+
+    `loss(exit, answer)`, `loss(exit, labels)` or `loss(exit, answer, labels)`, summed over the layers; the answer is a constant.
+    `auto` is every stage but the last. No teacher is needed: Zhang et al. 2019, Be Your Own Teacher, arXiv:1905.08094, section 3.
+    """
+
+    where = "stages"
+
+    def __init__(self, loss: Loss, *, teacher: str = AUTO, **said: Any) -> None:
+        takes = inspect.signature(loss).parameters
+        self.hears_itself, self.also = "teacher" in takes or LABELS not in takes, (LABELS,) * (LABELS in takes)
+        student = _listed(said.pop("student", AUTO))
+        super().__init__(loss, student=student, teacher=[AUTO] * len(student), **said)
+        if teacher != AUTO or self.connector != "auto":
+            raise RecipeError(f"the term {self.name!r} is on exits of the student: leave out teacher and connector", code="U344")
+        if AUTO not in student:
+            self._settle([(layer, self.signal) for layer in student])
+
+    def _settle(self, pairs: list[tuple[str, str]]) -> None:
+        self.pairs, self.reads = tuple(pairs), self.also
+
+    def resolve(self, student: Sequence[Layer], teacher: Sequence[Layer]) -> None:
+        if self.pairs:
+            return
+        found = stages(student)
+        if len(found) < 2:
+            raise InputError(f"the term {self.name!r}: the student has {len(found)} stages, so no early one; name layers", code="U341")
+        self._settle([(layer.path, self.signal) for layer in found[:-1]])
+
+    def connect(
+        self, student: Signals, teacher: Signals, *, keys: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
+    ) -> None:
+        answers = said_by(student, self.signal, self._asks("student")).shape[1]
+        shapes = [tuple(said_by(student, signal_of(layer), self._asks("student")).shape[1:]) for layer in self.layers]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.connectors = nn.ModuleList([Exit(shape, answers) for shape in shapes])
+
+    def given(self, student: Signals) -> list[Tensor]:
+        """What each exit says, then the student's own answer, from which no gradient flows."""
+        if len(self.connectors) != len(self.pairs) or not self.pairs:
+            raise InputError(f"the term {self.name!r} has no exits yet; call Objective.resolve and Objective.connect first", code="U344")
+        said = [said_by(student, signal_of(layer), self._asks("student")).float() for layer in self.layers]
+        exits = [leave(values) for leave, values in zip(self.connectors, said, strict=True)]
+        return [*exits, said_by(student, self.signal, self._asks("student")).detach()]
+
+    def rows(self, student: list[Tensor], batch: Batch) -> Tensor:
+        *exits, answer = student
+        evidence = [*[answer] * self.hears_itself, *[self.labels_of(batch)] * bool(self.also)]
+        return torch.stack([self.loss(each, *evidence, **self.options) for each in exits]).sum(0)
+
+    @property
+    def evidence(self) -> list[str]:
+        """What the formula shows of what is read."""
+        shown = [f"exit({ours})" for ours, _ in self.pairs] or ["exits of stages"]
+        return [*shown, *["student"] * self.hears_itself, *self.also]
 
 
 def _listed(said: str | Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from understudy.catalogue import CLASSES_APART, family_of, find_loss, kind_of
 from understudy.errors import RecipeError, TrainingError
-from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnLayers, OnRelations
+from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnExits, OnLayers, OnRelations
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
@@ -27,7 +27,20 @@ from understudy.schedules import Share
 from understudy.signals import Batch, Signals
 from understudy.taps import Layer
 from understudy.tasks import Task
-from understudy.terms import LABELS, Loss, OnFrames, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
+from understudy.terms import (
+    LABELS,
+    Loss,
+    OnFrames,
+    OnLabels,
+    OnLogits,
+    OnLogitsAndLabels,
+    OnTeachers,
+    OnTokens,
+    OnTopK,
+    OnValues,
+    OnValuesAndLabels,
+    Term,
+)
 
 HARD: dict[str, Loss] = {
     "multiclass": label_losses.cross_entropy,
@@ -71,6 +84,9 @@ BINDERS: dict[str, type[Any]] = {
     "embedding": OnEmbedding,
     "relations": OnRelations,
     "contrast": OnContrast,
+    "exits": OnExits,
+    "tokens": OnTokens,
+    "topk": OnTopK,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
 
@@ -215,6 +231,17 @@ class Objective(nn.Module):
         assert total is not None
         return total, values
 
+    def apart(self, student: Signals, batch: Batch) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
+        """What `forward` gives, its total in two: the terms that do not hear the teacher, and those that do."""
+        parts: dict[bool, list[Tensor]] = {False: [], True: []}
+        values: dict[str, Tensor] = {}
+        for term in self.active:
+            value = term.forward(student, batch)
+            parts[bool(term.hears)].append(term.weight * value)
+            values[term.name] = value.detach()
+        own, heard = (torch.stack(each).sum() if each else None for each in (parts[False], parts[True]))
+        return own, heard, values
+
     def formula(self) -> str:
         """The objective with its numbers, as in `0.1 * cross_entropy(student, labels) + 0.9 * soft_target(...)`."""
         return " + ".join(f"{term.weight_text} * {term}" for term in self.active)
@@ -285,7 +312,7 @@ class Objective(nn.Module):
     def soft_labels(
         *,
         alpha: float = 0.9,
-        temperature: float = 4.0,
+        temperature: float | Mapping[str, Any] | str = 4.0,
         task: Task,
         label_smoothing: float = 0.0,
         class_weights: Tensor | Sequence[float] | None = None,
@@ -293,9 +320,9 @@ class Objective(nn.Module):
     ) -> Objective:
         """(1 - alpha) * hard + alpha * T^2 * KL(teacher || student): Hinton, Vinyals & Dean 2015, arXiv:1503.02531.
 
-        Multilabel: the same with one sigmoid per class. Recognition: CTC of the labels, and the divergence of each
-        frame. Regression: (1 - alpha) * squared error to the labels + alpha
-        * squared error to the teacher, both divided by scale squared.
+        Multilabel: the same with one sigmoid per class. Recognition: CTC of the labels, and the divergence of each frame.
+        Regression: (1 - alpha) * squared error to the labels + alpha * squared error to the teacher, both divided by scale
+        squared. The temperature may move or be learned: see understudy.schedules.
         """
         if not 0 <= alpha <= 1:
             raise RecipeError(f"alpha must lie between 0 and 1 (got {alpha:g})", code="U075")
@@ -370,6 +397,11 @@ def _bind(place: str | Loss, weight: Any, options: dict[str, Any], task: Task, *
 def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:
     """Refuse a signal that the student does not give, and a loss that would compute something this task does not mean."""
     signal = BINDERS[reads].signal
+    if reads == "exits":  # what the loss would read of a teacher, it reads of the student's own answer
+        reads = kind_of(loss) or "logits"
+        signal = BINDERS[reads].signal
+        if reads not in (LABELS, "logits", "logits_and_labels", "values", "values_and_labels"):
+            raise RecipeError(f"the loss {shown!r} reads {reads}, and an exit gives answers; take a loss on logits or labels", code="U485")
     if issubclass(BINDERS[reads], FeatureTerm):
         if reads == "relations" and Axes.of(loss).paired:
             raise RecipeError(

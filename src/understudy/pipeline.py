@@ -312,4 +312,7 @@ def explain(recipe: Recipe) -> str:
             *[f"    {line}" for line in formula.partition("\n\n")[0].splitlines()],
         ]
         lines += [f"    reads: {', '.join(term.reads) or 'layers that are paired when the run begins'}", ""]
+    gap, momentum = options.momentum_gap, options.momentum
+    if gap is not None:
+        lines.append(f"momentum = {momentum - gap:g} for the gradient of the labels, {momentum + gap:g} for that of the teacher")
     return "\n".join([*lines, f"control = {make.build_label_objective(options, task, None).formula()}"])

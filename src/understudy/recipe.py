@@ -78,6 +78,11 @@ class OptimizerSection(Section):
     lr: float = Field(1e-3, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only, Nesterov")
+    momentum_gap: float | None = Field(
+        None,
+        gt=0,
+        description="sgd only: the teacher's gradient has momentum + gap, that of the labels momentum - gap (DOT; published 0.075)",
+    )
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     steps: list[float] = Field(default_factory=lambda: [0.5, 0.75], description="fractions of training at which lr is divided by ten")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of training with rising lr")
@@ -102,6 +107,11 @@ class OptimizerSection(Section):
     def _one_end(self) -> OptimizerSection:
         if self.stop < 1 and self.max_time is not None:
             raise ValueError("stop counts epochs and max_time seconds: give one of them")
+        gap = self.momentum_gap
+        if gap is not None and (self.optimizer != "sgd" or self.clip is not None or self.precision == "fp16"):
+            raise ValueError("momentum_gap goes with optimizer = 'sgd', without clip and fp16")
+        if gap is not None and not gap <= self.momentum < 1 - gap:
+            raise ValueError(f"momentum must lie between momentum_gap and 1 - momentum_gap (got {self.momentum:g} and {gap:g})")
         return self
 
 
@@ -239,6 +249,20 @@ def _temperature(value: float) -> float:
     return value
 
 
+def _moving_temperature(value: float | str | dict[str, Any]) -> float | str | dict[str, Any]:
+    """A temperature, or the ends between which it moves: none of them may be 0."""
+    if isinstance(value, dict) and not value.get("learned"):
+        if value.get("warmup"):
+            raise ValueError("a temperature cannot be warmed up from 0; give start and end")
+        ends = {"start": value.get("start", 0.0), "end": value.get("end", 1.0)}
+        for end in ("end",) if value.get("schedule", "constant") == "constant" else ("start", "end"):
+            if isinstance(ends[end], int | float):
+                _temperature(ends[end])
+    elif isinstance(value, int | float):
+        _temperature(value)
+    return value
+
+
 class TermSection(Section):
     """One term of the objective."""
 
@@ -265,8 +289,8 @@ class TermSection(Section):
     @field_validator("options")
     @classmethod
     def _positive(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(value.get("temperature"), int | float):
-            _temperature(value["temperature"])
+        if "temperature" in value:
+            _moving_temperature(value["temperature"])
         return value
 
 
@@ -274,7 +298,9 @@ class ObjectiveSection(Section):
     """What the student learns from: soft_labels(alpha, temperature), or terms."""
 
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher; 1 - alpha is the weight of the labels")
-    temperature: float = Field(4.0, description="softening; 0.05 to 100")
+    temperature: float | str | dict[str, Any] = Field(
+        4.0, description="softening; 0.05 to 100, a schedule as of a weight, {learned = true} or module:function of progress"
+    )
     choose: bool = Field(
         False,
         description="try four pairs of alpha and temperature for a quarter of the epochs each, take the best on validation rows",
@@ -284,8 +310,8 @@ class ObjectiveSection(Section):
 
     @field_validator("temperature")
     @classmethod
-    def _positive(cls, value: float) -> float:
-        return _temperature(value)
+    def _positive(cls, value: float | str | dict[str, Any]) -> float | str | dict[str, Any]:
+        return _moving_temperature(value)
 
 
 class CohortMember(Section):

@@ -239,6 +239,23 @@ class AttentionConnector(nn.Module):
         return resized(self.leave(fused), self.size), fused
 
 
+@final
+class Exit(nn.Module):
+    """An early classifier on a layer: a 1x1 convolution with batch norm where there are positions, their mean, a linear map."""
+
+    def __init__(self, shape: tuple[int, ...], answers: int) -> None:
+        super().__init__()
+        width = shape[0] if len(shape) == 3 else shape[-1]
+        maps = [nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()] if len(shape) == 3 else []
+        self.enter, self.leave = nn.Sequential(*maps), nn.Linear(width, answers)
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = self.enter(values)
+        if values.ndim > 2:
+            values = values.flatten(2).mean(2) if values.ndim == 4 else values.mean(1)
+        return self.leave(values)
+
+
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps of another size: averaged where that is smaller, repeated where it is larger."""
     if tuple(maps.shape[2:]) == tuple(size):

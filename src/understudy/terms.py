@@ -54,6 +54,11 @@ class Term(nn.Module, ABC):
         if self.learned is not None:
             if not isinstance(said.get("temperature"), Learned):
                 raise RecipeError(f"the term {name!r}: only a temperature can be learned against the student", code="U346")
+            taken = str(inspect.signature(loss).parameters["temperature"].annotation)
+            if "float" in taken and "Tensor" not in taken:
+                raise RecipeError(
+                    f"the term {name!r}: its loss takes a temperature that is a number, and none that is learned", code="U480"
+                )
             self.temperature_logit = nn.Parameter(torch.tensor(1.0))
             del said["temperature"]
         if any(isinstance(value, Share) for value in said.values()):
@@ -112,7 +117,7 @@ class Term(nn.Module, ABC):
     def forward(self, student: Signals, batch: Batch) -> Tensor:
         given = self.given(student)
         if LABELS in self.reads and batch.labels is None:
-            return given.flatten()[:0].float().sum()  # 0, with the graph intact
+            return (given[0] if isinstance(given, list) else given).flatten()[:0].float().sum()  # 0, with the graph intact
         values = self.rows(given, batch)
         rows = len(given[0] if isinstance(given, list) else given)
         if values.shape != (rows,):
@@ -268,6 +273,65 @@ class OnTeachers(Term):
             return self.loss(student, teachers, **self.options)
         weights = entropy_weights(teachers) if self.weigh == "entropy" else confidence_weights(teachers, self.labels_of(batch))
         return self.loss(student, teachers, weights=weights, **self.options)
+
+
+@final
+class OnTokens(Term):
+    """A loss(student, teacher) position by position on logits [rows, time, classes]; plain logits are one position each.
+
+    `places` says which positions count: a signal of the teacher [rows, time] that is true or above 0 there, or `labels`, where one
+    of the labels [rows, time] is 0 or more. The term's mean is over positions, so that a short row counts as much as it is long.
+    """
+
+    signal = LOGITS
+
+    def __init__(self, loss: Loss, *, places: str | None = None, **options: Any) -> None:
+        super().__init__(loss, **options)
+        self.places = places
+        self.reads = (LOGITS,) if places is None else (LOGITS, places)
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        teacher = self.teacher_of(student, batch)
+        counted = self._counted_places(student, batch)
+        if student.ndim == 2:
+            student, teacher = student[:, None], teacher[:, None]
+        if student.ndim != 3:
+            raise InputError(
+                f"the term {self.name!r} compares logits [rows, time, classes] or [rows, classes], not {list(student.shape)}", code="U073"
+            )
+        if counted is None:
+            return self.loss(student, teacher, **self.options).mean(1)
+        takes = inspect.signature(self.loss).parameters
+        said = {"mask": counted} if "mask" in takes else {"lengths": counted.sum(1)}
+        values = self.loss(student, teacher, **said, **self.options).sum(1)
+        known = self._counted(batch)
+        there = counted.sum(1) if known is None else counted.sum(1)[known]
+        return values / there.float().mean().clamp_min(1e-12)
+
+    def _counted_places(self, student: Tensor, batch: Batch) -> Tensor | None:
+        """The positions that count, bool [rows, time]; None for all of them."""
+        if self.places is None:
+            return None
+        said = self.labels_of(batch) >= 0 if self.places == LABELS else said_by(batch.teacher, self.places, f"the term {self.name!r} reads")
+        if said.shape != student.shape[:-1]:
+            raise InputError(
+                f"the term {self.name!r}: {self.places} is {list(said.shape)}, the positions are {list(student.shape[:-1])}", code="U483"
+            )
+        return said if said.dtype == torch.bool else said > 0
+
+
+@final
+class OnTopK(Term):
+    """A loss(student, ids, log_probabilities) on the teacher's largest classes as they are stored; the rest is never filled in."""
+
+    reads = (f"{LOGITS}/ids", f"{LOGITS}/top")
+    signal = LOGITS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        ids, log_probabilities = (said_by(batch.teacher, name, f"the term {self.name!r} reads the stored") for name in self.reads)
+        if student.ndim == 2:
+            student, ids, log_probabilities = student[:, None], ids[:, None], log_probabilities[:, None]
+        return self.loss(student, ids, log_probabilities, **self.options).mean(1)
 
 
 class _Reversed(torch.autograd.Function):

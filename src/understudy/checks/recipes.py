@@ -79,7 +79,11 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
     crowd = [term.loss for term in live if term.loss.startswith(("relations.", "contrastive.", "correlations."))]
     if crowd and recipe.train.batch_size == 1:
         yield Problem("U343", f"{crowd[0]} compares the rows of a batch, and train.batch_size is 1; set train.batch_size = 64")
-    if not 0.5 <= said.temperature <= 20:
+    if not isinstance(said.temperature, int | float):
+        if recipe.student.model in ("tree", "boosted") or recipe.student.model.startswith("sklearn:"):
+            told = f"objective.temperature = {said.temperature!r} moves in training, and a {recipe.student.model} is fitted in one go"
+            yield Problem("U481", f"{told}; give one number")
+    elif not 0.5 <= said.temperature <= 20:
         what = "nearly flat" if said.temperature > 20 else "nearly one-hot"
         told = f"objective.temperature is {said.temperature:g}: soft labels become {what}"
         yield Problem("U204", f"{told}; published values are 1 to 20, try 4.0", "warning")

@@ -3,6 +3,13 @@
 Queries, keys and values are [rows, length, width] with their heads side by side, as projections give them; widths may
 differ, since what is compared are relations between tokens. A mask [rows, length] is true at tokens that count. To add a
 loss: write it here, name it in `__all__`, and give it a line in tests/definitions_features.py.
+
+When it helps and hurts: A student transformer that reads the same tokens as its teacher, best before fine-tuning and on much
+unlabelled text. It cannot be used between tokenizers, nor where an attention that is computed in one piece (flash, sdpa) gives
+no scores.
+
+Known problems: Queries, keys and values are outputs of projections, which `taps` can read by path where they are modules of
+their own; a fused projection must be cut first. Padding that is not masked counts.
 """
 
 from __future__ import annotations

@@ -2,6 +2,13 @@
 
 Maps are [rows, channels, height, width]. Relations are products of matrices, never a tensor of channel x channel x
 position. To add a loss: write it here, name it in `__all__`, and give it a line in tests/definitions_features.py.
+
+When it helps and hurts: Convolutional pairs whose channels mean something together; none of them needs equal sizes, and
+`neuron_selectivity` not even equal channels. As a second term beside soft targets it rarely hurts; alone it falls behind them,
+and between families it may cost accuracy.
+
+Known problems: Scales differ between publications and their code; weights of one do not carry over to the other. Relations of
+many channels are matrices of channels squared for every row: take a late stage where memory is short.
 """
 
 from __future__ import annotations

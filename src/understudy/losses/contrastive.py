@@ -4,6 +4,14 @@ One value per row, which depends on its neighbours wherever they are what it is 
 image and a text side, `student` and `teacher` are pairs (images, texts). Banks of embeddings are arguments:
 understudy.contrasts keeps them. To add a loss: write it here, name it in `__all__`, and give it a line in
 tests/definitions_features.py.
+
+When it helps and hurts: Embeddings as the product (search, retrieval, faces), a teacher of another kind (image and text,
+sound), or a student whose classes are too few to carry what the teacher knows. With a few hundred rows there are too few others
+to be told apart from.
+
+Known problems: A memory bank holds every training row at the given width, twice. Rows of the same class among the negatives
+push apart what belongs together: `exclude_class` leaves them out where labels are known. Banks are not shared between
+processes.
 """
 
 from __future__ import annotations
@@ -29,7 +37,7 @@ def contrastive_representation(
     student_bank: Float[Tensor, "entries width"],
     teacher_bank: Float[Tensor, "entries width"],
     positions: Int[Tensor, "batch candidates"],
-    temperature: float = 0.07,
+    temperature: float | Float[Tensor, ""] = 0.07,
     student_log_partition: float | Tensor | None = None,
     teacher_log_partition: float | Tensor | None = None,
 ) -> Float[Tensor, " batch"]:
@@ -67,14 +75,18 @@ def log_partition(
     bank: Float[Tensor, "entries width"],
     positions: Int[Tensor, "batch candidates"],
     *,
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """The logarithm of the constant Z of `contrastive_representation`: the mean of exp(logit) over this batch, times entries."""
     return _log_partition(_candidates(precise(anchors), bank, positions, temperature), len(bank)).detach()
 
 
 def in_batch_contrast(
-    student: Float[Tensor, "batch width"], teacher: Float[Tensor, "batch width"], *, temperature: float = 0.07, symmetric: bool = False
+    student: Float[Tensor, "batch width"],
+    teacher: Float[Tensor, "batch width"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.07,
+    symmetric: bool = False,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropy of finding a row's own teacher embedding among those of the batch (InfoNCE).
 
@@ -137,7 +149,7 @@ def contrastive_relation(
     return (_divergence(ours, theirs) + _divergence(ours.T, theirs.T)) / 2
 
 
-def _candidates(anchors: Tensor, bank: Tensor, positions: Tensor, temperature: float) -> Tensor:
+def _candidates(anchors: Tensor, bank: Tensor, positions: Tensor, temperature: float | Tensor) -> Tensor:
     """Logits [rows, candidates]: one product with the whole bank is smaller than the candidates' embeddings."""
     return (anchors @ bank.to(anchors.dtype).T).gather(1, positions) / temperature
 

@@ -3,6 +3,12 @@
 `loss(student, teacher, *, options)`, one value per row, whose mean over the batch is the published loss; a row's value
 depends on its neighbours. Batches should be shuffled and larger than a few rows. To add one: write it here, name it in
 `__all__`, and give it a line in tests/definitions_logits.py.
+
+When it helps and hurts: A teacher that is much stronger than the student: order among classes is easier to follow than exact
+probabilities. Small batches (below some 64 rows) make the part along classes noise.
+
+Known problems: In a batch of one row the part along classes is constant. A row's value depends on its neighbours, so values of
+different batch sizes do not compare.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ def correlation(
     student: Float[Tensor, "batch classes"],
     teacher: Float[Tensor, "batch classes"],
     *,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     row_weight: float = 1.0,
     class_weight: float = 1.0,
 ) -> Float[Tensor, " batch"]:

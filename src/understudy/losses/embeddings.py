@@ -4,6 +4,12 @@ Widths are equal here: a connector (a projection used in training only) makes th
 tokens that count; a row of hidden states gives the mean over its own tokens, and the mean over all tokens of a batch is
 these values weighted by tokens per row. To add a loss: write it here, name it in `__all__`, and give it a line in
 tests/definitions_features.py.
+
+When it helps and hurts: A student whose product is a vector, or text students with the teacher's hidden states. The direction
+(`embedding_cosine`) is the safe start; squared errors matter where lengths are used later.
+
+Known problems: A mean over the width makes squared errors of vectors of length one small: the wider, the smaller, so weights do
+not carry over between widths. Without a mask padding counts as tokens.
 """
 
 from __future__ import annotations

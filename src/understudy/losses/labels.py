@@ -2,6 +2,12 @@
 
 A row without a label (-1, or NaN in any class) gives 0 and no gradient; the term that averages leaves it out. To add
 one: write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
+
+When it helps and hurts: Always, where there are labels: it is what the control learns from. Smoothing and a teacher made by
+hand regularise a student that is sure too early; beside soft targets, which do that already, they add little.
+
+Known problems: Smoothed labels and soft targets together soften twice. Class weights change what probabilities mean, and so
+calibration.
 """
 
 from __future__ import annotations

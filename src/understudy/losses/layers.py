@@ -2,6 +2,14 @@
 
 Maps are [rows, channels, height, width]. Channels are equal here: a connector (a projection used in training only) makes
 them so. To add a loss: write it here, name it in `__all__`, and give it a line in tests/definitions_features.py.
+
+When it helps and hurts: A student of the teacher's family whose labels are few or whose depth makes training slow; the late
+stages carry most. Between families it may cost accuracy (the figures below), and one layer too many is worse than one too few:
+begin with one, beside soft targets.
+
+Known problems: Connectors are trained with the student and thrown away: with `feature_alignment` the projector belongs to the
+student and must be kept. Responses before the activation are meant by `activation_boundaries` and `partial_distance`; sums grow
+with the layer.
 """
 
 from __future__ import annotations

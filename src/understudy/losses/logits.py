@@ -3,6 +3,14 @@
 Some read the labels as well, `loss(student, teacher, labels, *, options)`; there a row without a label (-1) gives 0 and no
 gradient. Log-probabilities are logits too; a teacher may say minus infinity (probability 0) in the soft targets. To add one:
 write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
+
+When it helps and hurts: The default: any teacher that gives probabilities, any student. It helps where the teacher is better
+than what labels alone give and where its second choices mean something; it gives nothing where the control is as good already,
+and a temperature that is too high for a short training costs accuracy ([results](../results.md)).
+
+Known problems: A mean over classes instead of a sum, or a missing factor of temperature squared, changes the weight by a factor
+of a hundred: here it is always the sum, and the factor is there. With two classes there is no other class to compare, so
+`decoupled` and `normalized` are refused.
 """
 
 from __future__ import annotations
@@ -56,7 +64,7 @@ def soft_target(
 
 
 def binary_soft_target(
-    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float = 4.0
+    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float | Float[Tensor, ""] = 4.0
 ) -> Float[Tensor, "*batch"]:
     """KL(teacher || student) of a softened yes or no per class, mean over classes, times temperature squared.
 
@@ -100,7 +108,7 @@ def logit_mse(
 
 
 def teacher_cross_entropy(
-    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float = 1.0
+    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], *, temperature: float | Float[Tensor, ""] = 1.0
 ) -> Float[Tensor, "*batch"]:
     """Cross-entropy of the student against the teacher's softened distribution, without a temperature factor.
 
@@ -141,7 +149,7 @@ def decoupled(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     *,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
     target_weight: float = 1.0,
     other_weight: float = 8.0,
 ) -> Float[Tensor, " batch"]:
@@ -174,7 +182,7 @@ def normalized(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     *,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     other_weight: float = 1.5,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropies with the teacher at the label, and among the other classes made to add to 1.
@@ -205,7 +213,7 @@ def standardized(
     student: Float[Tensor, "*batch classes"],
     teacher: Float[Tensor, "*batch classes"],
     *,
-    temperature: float = 2.0,
+    temperature: float | Float[Tensor, ""] = 2.0,
     unbiased: bool = True,
 ) -> Float[Tensor, "*batch"]:
     """Soft targets of logits that are first brought to mean 0 and standard deviation 1, each row by itself.
@@ -281,7 +289,7 @@ def weighted_soft_label(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     *,
-    temperature: float = 2.0,
+    temperature: float | Float[Tensor, ""] = 2.0,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropy with soft targets, times a weight of the row that grows as the student is worse than the teacher.
 
@@ -311,7 +319,7 @@ def ensemble_soft_target(
     teacher: Float[Tensor, "teachers batch classes"],
     *,
     weights: Float[Tensor, "teachers batch"] | None = None,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
 ) -> Float[Tensor, " batch"]:
     """Weighted mean over several teachers, or over the other students of a cohort, of their soft-target losses.
 

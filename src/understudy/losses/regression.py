@@ -3,6 +3,12 @@
 Which it reads is said by the names of its arguments. Values are in the label's own unit; `scale` (the standard
 deviation of the labels, say) makes the loss a pure number. A row with a NaN label gives 0 and no gradient. To add one:
 write it here, name it in `__all__`, and give it a line in tests/definitions_logits.py.
+
+When it helps and hurts: A teacher that is nearer to the truth than noisy labels are. A teacher's value carries no uncertainty,
+so gains are small; the bound protects a student that is already better than its teacher.
+
+Known problems: Values are in the label's unit: without `scale` the weight depends on it. A teacher's bias is learned along with
+the rest.
 """
 
 from __future__ import annotations

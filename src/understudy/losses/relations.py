@@ -4,6 +4,12 @@ What is compared is how rows stand to each other, so the widths of student and t
 needed; a row's value depends on its neighbours, and a batch of one row teaches nothing. Relations come from products
 of matrices, never from a tensor of rows x rows x width. To add a loss: write it here, name it in `__all__`, and give it a
 line in tests/definitions_features.py.
+
+When it helps and hurts: Embeddings and late layers of any width: no connector is needed, so it fits pairs of different
+families. Alone it is weaker than soft targets; beside them it adds most where the product is the embedding.
+
+Known problems: A batch of one row is refused, small batches are noise, and values of different batch sizes do not compare. What
+is published as correlation congruence is often another quantity, which depends on the order of the batch.
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@
 Frames are those that both models give after their subsampling, which must be the same. Divide the sum by the number of
 frames that count, over the whole batch. To add one: write it here, name it in `__all__`, and give it a line in
 tests/definitions_tokens.py.
+
+When it helps and hurts: Speech students with the teacher's encoder or its frame rate. Where the two spike in different frames
+it is a penalty on timing, and the transcript alone is better.
+
+Known problems: Frames after subsampling must match; lengths are those after subsampling. A CTC model says blank in most frames,
+which drowns the rest unless they are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ def ctc_frames(
     *,
     lengths: Int[Tensor, " batch"] | None = None,
     without_blank: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
 ) -> Float[Tensor, "batch time"]:
     """KL(teacher || student) of each frame of a CTC model, times temperature squared; the blank is a token like others.
 

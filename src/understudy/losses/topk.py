@@ -4,6 +4,13 @@ Student logits are [batch, time, vocabulary], and the teacher says `ids` [batch,
 [batch, time] is true where the answer to be predicted counts, as in `tokens`; elsewhere the value is 0 and whatever stands there
 reaches neither value nor gradient. The teacher's part is at temperature 1: it cannot be softened later, for the rest of its
 distribution is not known. To add one: write it here, name it in `__all__`, and give it a line in tests/definitions_tokens.py.
+
+When it helps and hurts: Large vocabularies, and services that give their first few answers only. Some tens of tokens with the
+mass of the rest lose little near temperature 1.
+
+Known problems: `sampled_cross_entropy` has no term: what teaching.encoding = "sampled" stores comes back as logits, for
+`logits.teacher_cross_entropy`. What is stored cannot be softened later. Leaving out the rest, or scaling the largest to add to
+1, teaches too much confidence.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ class Run:
     seen: Views | None = None
     views: int = 1
     ensemble: Ensemble | None = None
-    speaker: Teacher | None = None  # who teaches the student: the teacher, or the last of a chain
+    last: Teacher | None = None  # the last of a chain, once it is trained
+    speaker: Teacher | None = None  # who teaches next: the teacher or one of a chain, giving the layers that terms read too
+    wired: list[str] = field(default_factory=list)  # the pairs of layers that were told
     middle: dict[str, list[Any]] = field(default_factory=dict)  # further models to measure, one per seed or one for all
 
     @property

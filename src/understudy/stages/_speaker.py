@@ -4,33 +4,42 @@ from __future__ import annotations
 
 from understudy import make, wiring
 from understudy.checks.teachers import check_teacher
-from understudy.errors import RecipeError, raise_errors
+from understudy.errors import raise_errors
 from understudy.objectives import Objective
 from understudy.stages._run import Run, first_inputs
+from understudy.students.student import Student
+from understudy.teachers import Teacher
 
 
-def wire_layers(run: Run, objective: Objective) -> None:
-    """Settle the layers that the terms read, with a student made for that; the teacher is asked for them from here on."""
-    assert run.teacher is not None and run.loaded is not None
+def wire_layers(run: Run, objective: Objective, *, pupil: Student | None = None, teacher: Teacher | None = None) -> None:
+    """Settle the layers that the terms read; who teaches is asked for them from here on, as `run.speaker`.
+
+    The teacher is the run's, or the last of its chain when that is trained; the pupil is who learns from it first, made here only
+    for its layers unless it is given.
+    """
+    teacher = teacher or run.last or run.teacher
+    assert teacher is not None and run.loaded is not None
     first = run.speaker is None
+    run.speaker = teacher
     if not objective.reads_layers:
-        run.speaker = run.speaker or run.teacher
         return
-    _refuse_together(run)
     rows = run.rows.part("train")
-    model, some = run.recipe.student.model, rows.take(slice(0, 256))
-    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
-    student = make.build_student(model, run.recipe.student.options, run.loaded, encoded, some.labels, seed=0, name=model)
-    wired = wiring.wire(objective, student, run.teacher, first_inputs(rows, wiring.ROWS))
+    wired = wiring.wire(objective, pupil or _pupil(run), teacher, first_inputs(rows, wiring.ROWS))
     run.speaker = wired.teacher
     if first:
         run.warn(raise_errors(check_teacher(run.speaker, first_inputs(rows, 16))))
+    if first or teacher is not run.teacher:
         for line in wired.pairs:
-            run.say("layers", line)
+            if line not in run.wired:
+                run.wired.append(line)
+                run.say("layers", line)
 
 
-def _refuse_together(run: Run) -> None:
-    """Terms that read layers hear one teacher: what an assistant or a generation says is its answers."""
-    several = "[[chain]]" if run.recipe.chain else "[generations]" if run.recipe.generations is not None else None
-    if several is not None:
-        raise RecipeError(f"terms that read layers cannot be combined with {several}; take one of the two out", code="U347")
+def _pupil(run: Run) -> Student:
+    """Who learns from the speaker next, untrained: the first assistant before the chain is trained, else the student."""
+    assert run.loaded is not None
+    rows, recipe = run.rows.part("train"), run.recipe
+    said = recipe.chain[0] if recipe.chain and run.last is None else recipe.student
+    some = rows.take(slice(0, 256))
+    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
+    return make.build_student(said.model, said.options, run.loaded, encoded, some.labels, seed=0, name=said.model)

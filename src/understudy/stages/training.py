@@ -129,7 +129,6 @@ def _untrained(run: Run, model: str, options: dict[str, Any], encoded: torch.Ten
 def train_links(run: Run) -> None:
     """Assistants and earlier generations, each on a transfer set of what the one before it says."""
     recipe, task = run.recipe, run.task
-    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
     links = _links(run)
     if not links:
         return
@@ -139,9 +138,14 @@ def train_links(run: Run) -> None:
     if assistants:
         run.warn(check_sizes([("the teacher", parameters_of(run.teacher)), *assistants, ("the student", student.parameters())]))
 
-    def lesson(speaker: Teacher, folder: Path) -> TrainingSet:
-        _hear(run, speaker, folder)
-        return _lesson(run, objective)
+    def lesson(speaker: Teacher, link: Link, folder: Path) -> tuple[Objective, TrainingSet]:
+        objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+        wire_layers(run, objective, pupil=link.student, teacher=speaker)
+        if speaker is not run.teacher:
+            _hear(run, folder)
+        data = _lesson(run, objective)
+        _connect(run, objective, link.student, data, link.seed)
+        return objective, data
 
     def done(link: Link, trained: Trained) -> None:
         run.middle[link.title] = [link.student]
@@ -149,10 +153,9 @@ def train_links(run: Run) -> None:
 
     validate = validation_of(run)
     metric = task.metric if run.rows.labels is not None else "agreement"
-    last = train_chain(
-        run.teacher, links, objective, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done
-    )
-    _hear(run, last, run.folder / "chain" / "last")
+    run.last = train_chain(run.teacher, links, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done)
+    wire_layers(run, make.build_objective(recipe, task, run.rows.part("train").labels))
+    _hear(run, run.folder / "chain" / "last")
 
 
 def _links(run: Run) -> list[Link]:
@@ -175,16 +178,16 @@ def _encoded(run: Run) -> torch.Tensor:
     return make.encode(rows.inputs, rows.kind, run.loaded.encoding)
 
 
-def _hear(run: Run, speaker: Teacher, folder: Path) -> None:
-    """From here on this one speaks of the training rows; what it says is kept in the folder unless it answers in the loop."""
-    run.speaker = speaker
-    if speaker is run.teacher or run.recipe.teaching.views == "live":
+def _hear(run: Run, folder: Path) -> None:
+    """Ask the speaker about the training rows; what it says is kept in the folder unless it answers in the loop."""
+    if run.recipe.teaching.views == "live":
         return
+    assert run.speaker is not None
     said, rows = run.recipe.teaching, run.rows.part("train")
     asked = rows if run.extra is None else join_rows(rows, run.extra)
     spec = None if run.seen is None else run.seen.spec
     run.taught = teach(
-        speaker,
+        run.speaker,
         asked,
         folder,
         task=run.task,
@@ -266,7 +269,15 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
     weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
     if run.speaker is not None and run.speaker is not run.teacher:
         weighed = None  # an assistant has learned what its teachers say together
-    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.signals]
+    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.names]
+    parts = [name for name in reads if name.startswith(f"{task.signal}/")]
+    if parts and (run.taught is None or lacking):
+        how = "the teacher answers in the loop" if run.taught is None else f"it is stored as {run.taught.encoding['stored']['kind']}"
+        raise TransferSetError(
+            f'a term reads the largest classes as they are stored ({", ".join(parts)}), and {how}; set teaching.encoding = "top-k" and '
+            "teaching.views to a number, or take a loss on logits",
+            code="U482",
+        )
     if lacking:
         assert run.taught is not None
         raise TransferSetError(
@@ -315,18 +326,14 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
             student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
         )
         run.warn(raise_errors(problems))
-        if objective.reads_layers:
-            assert run.speaker is not None
-            inputs = first_inputs(run.rows.part("train"), wiring.ROWS)
-            keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
-            wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
-            counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
-            run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
+        _connect(run, objective, student, data, seed)
         fit_network(run, student, objective, data, options, seed, folder, f"{name} {seed}")
         return student
     if (folder / "card.json").exists():
         return Student.load(folder, run.task)
     features = student.features(data.inputs)
+    softening = recipe.objective.temperature
+    soft = recipe.objective.target == "soft" and "temperature" in _set(recipe) and isinstance(softening, int | float)
     signal = data.teacher.get(run.task.signal)
     student.estimator = fit_estimator(
         student.estimator,
@@ -335,7 +342,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         labels=None if data.labels is None else data.labels.numpy(),
         teacher=None if signal is None else signal.numpy(),
         alpha=recipe.objective.alpha,
-        temperature=recipe.objective.temperature if recipe.objective.target == "soft" and "temperature" in _set(recipe) else 1.0,
+        temperature=float(softening) if soft else 1.0,  # type: ignore[arg-type]
         target=recipe.objective.target,
         answered=None if signal is None or data.answered is None else data.answered.numpy(),
     )
@@ -343,6 +350,18 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
     write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
     run.say(name, f"seed {seed}: {recipe.student.model}, {count_of(student)}" + told_figures(run, student))
     return student
+
+
+def _connect(run: Run, objective: Objective, student: Student, data: TrainingSet, seed: int) -> None:
+    """Make the connectors and memory banks between this student and the speaker, where terms read layers."""
+    if not objective.reads_layers:
+        return
+    assert run.speaker is not None
+    inputs = first_inputs(run.rows.part("train"), wiring.ROWS)
+    keys = None if data.keys is None else torch.from_numpy(np.ascontiguousarray(data.keys))
+    wiring.probe(objective, student, inputs, run.speaker.signals(inputs), keys=keys, labels=data.labels, seed=seed)
+    counts = ", ".join(f"{term} {count:,}" for term, count in objective.connectors().items())
+    run.say("connectors", f"{counts or 'none'} parameters, trained with the student and thrown away")
 
 
 def beside_control(run: Run, students: dict[int, dict[str, Student]]) -> list[Problem]:

@@ -120,8 +120,12 @@ class TransferSet:
         if signal in self._columns:
             found = self._columns[signal].gather(positions, view)
             return found.float() if found.is_floating_point() else found.long()
-        there = [*self.signals, *(name for name in self._columns if name not in self.signals)]
-        raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, there)}", code="U027")
+        raise TransferSetError(f"the transfer set has no signal {signal!r}; {did_you_mean(signal, self.names)}", code="U027")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that `gather` knows: the signals, and the columns of those that are stored in part."""
+        return tuple(dict.fromkeys([*self.signals, *self._columns]))
 
     def sparse(self, signal: str) -> bool:
         """Whether only some classes of this signal are stored."""

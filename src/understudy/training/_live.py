@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from understudy.errors import InputError
 from understudy.objectives import Objective
 from understudy.recipe import OptimizerSection
+from understudy.signals import Batch, Signals
 from understudy.students.student import device_of
+from understudy.training._momenta import SeparateMomenta
 
 Weights = dict[str, Tensor]
 
@@ -51,6 +53,20 @@ class Live:
         self.average: Weights | None = copied(module) if options.ema is not None else None
         self.best: Weights | None = None
         self.at = Position()
+
+    def backward(self, student: Signals, batch: Batch, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add a batch's gradients, the total being multiplied by `weight`; gives the total and the terms as the objective does."""
+        if isinstance(self.optimizer, SeparateMomenta):
+            own, heard, terms = self.objective.apart(student, batch)
+            if heard is not None:
+                self.optimizer.hear(heard * weight)
+            if own is not None:
+                (own * weight).backward()
+            return sum((part.detach() for part in (own, heard) if part is not None), torch.zeros_like(next(iter(terms.values())))), terms
+        total, terms = self.objective(student, batch)
+        loss = total if weight == 1.0 else total * weight
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return total, terms
 
     def step(self) -> None:
         """One optimizer step from the gradients there are."""
@@ -140,6 +156,8 @@ class Live:
 
 def make_optimizer(parameters: list[nn.Parameter], options: OptimizerSection) -> torch.optim.Optimizer:
     """AdamW or SGD without weight decay, fused: one call for all parameters, where a group per kind would cost two."""
+    if options.momentum_gap is not None:
+        return SeparateMomenta(parameters, lr=options.lr, momentum=options.momentum, gap=options.momentum_gap)
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0, fused=True)
     return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.0, fused=True)

@@ -22,9 +22,6 @@ from understudy.tasks import Task
 from understudy.teachers import Teacher
 from understudy.training.gradient import Trained, TrainingSet, train
 
-Lesson = Callable[[Teacher, Path], TrainingSet]
-"""(who speaks, folder) -> the training rows with what it says of them; the folder keeps that between runs."""
-
 
 @final
 @dataclass(frozen=True)
@@ -38,10 +35,13 @@ class Link:
     seed: int = 0
 
 
+Lesson = Callable[[Teacher, Link, Path], tuple[Objective, TrainingSet]]
+"""(who speaks, who learns, folder) -> what is learned, and the training rows with what is said of them, kept in the folder."""
+
+
 def train_chain(
     teacher: Teacher,
     links: Sequence[Link],
-    objective: Objective,
     lesson: Lesson,
     *,
     task: Task,
@@ -59,10 +59,11 @@ def train_chain(
         student = link.student
         if student.module is None:
             raise InputError(f"{link.title} must be a network, and {student.name!r} is none: choose mlp, convnet or a module", code="U355")
+        objective, data = lesson(speaker, link, to / link.folder / "transfer")
         trained = train(
             student.module,
             objective,
-            lesson(speaker, to / link.folder / "transfer"),
+            data,
             task=task,
             options=link.options,
             seed=link.seed,

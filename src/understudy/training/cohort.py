@@ -96,7 +96,7 @@ def train_cohort(
     `own_views` each member sees its rows in views of its own. `validate` holds one function per member; training stops early
     only when no member has patience left. Killed at any moment, the same call goes on to the same weights, bit for bit.
     """
-    _refuse(modules, objective, data, task, method, target)
+    _refuse(modules, objective, data, task, method, target, options.momentum_gap)
     ranks = Ranks.here()
     if ranks is not None:
         ranks.refuse("cohorts")
@@ -290,8 +290,12 @@ def _temperature(objective: Objective) -> float:
     return float(next((each for each in found if each is not None), 1.0))
 
 
-def _refuse(modules: Sequence[nn.Module], objective: Objective, data: TrainingSet, task: Task, method: str, target: str) -> None:
+def _refuse(
+    modules: Sequence[nn.Module], objective: Objective, data: TrainingSet, task: Task, method: str, target: str, gap: float | None
+) -> None:
     """A cohort that cannot mean anything, before a step is made."""
+    if gap is not None:
+        raise InputError("train.momentum_gap is for a student of a teacher, and a cohort has none; leave it out", code="U484")
     for what, asked, there in (("method", method, TEMPERATURE), ("target", target, TARGETS)):
         if asked not in there:
             raise InputError(f"cohort.{what} = {asked!r} is unknown; {did_you_mean(asked, there)}", code="U351")

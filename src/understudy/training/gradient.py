@@ -155,6 +155,14 @@ def train(
         ranks.check_budget(options.max_time)
         if KEYS in objective.reads:
             ranks.refuse("terms that remember rows (a memory bank)")
+        if options.momentum_gap is not None:
+            ranks.refuse("separate momenta (train.momentum_gap)")
+    if options.momentum_gap is not None and objective.needs_teacher and all(term.hears for term in objective.active):
+        raise InputError(
+            "train.momentum_gap keeps the labels' gradient apart from the teacher's, and no term reads labels alone; add "
+            "labels.cross_entropy, or leave it out",
+            code="U484",
+        )
     checkpoints = Checkpoints(to, _identity(module, objective, data, task, options, seed))
     done = checkpoints.card()
     if done is not None and to is not None:
@@ -233,11 +241,9 @@ def _loop(
                     answer = module(batch.inputs)
                 answer = answer.float()
                 # what a layer gave is held by `read` until the next pass
-                total, terms = objective({task.signal: answer, **_features(read)} if read else {task.signal: answer}, batch)
+                student: Signals = {task.signal: answer, **_features(read)} if read else {task.signal: answer}
+                total, terms = live.backward(student, batch, part * len(whole) / rows_of_step)
                 journal.note(at.step + 1, *((total, terms) if ranks is None else ranks.averaged(total, terms, part)))
-                weight = part * len(whole) / rows_of_step
-                loss = total if weight == 1.0 else total * weight
-                (loss if live.scaler is None else live.scaler.scale(loss)).backward()
             if ranks is not None:
                 ranks.add_gradients(live.parameters)
             live.step()

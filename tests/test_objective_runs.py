@@ -1,0 +1,276 @@
+"""Objectives as a user has them: each through `understudy distill` on digits, explained, and with the mistakes that are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from sklearn.datasets import load_digits
+
+from understudy import pipeline
+from understudy.errors import InputError, RecipeError
+from understudy.losses.logits import soft_target
+from understudy.losses.tokens import forward_kl
+from understudy.objectives import Objective
+from understudy.recipe import parse
+from understudy.signals import Batch
+from understudy.tasks import Task
+from understudy.training._momenta import SeparateMomenta
+
+CE = {"loss": "labels.cross_entropy"}
+CHANCE = 0.3
+"""Ten classes: a student that learns nothing stays near 0.1."""
+SOFT = {"loss": "logits.soft_target"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 digits as pictures, and as rows of 64 numbers."""
+    given, folder = load_digits(), tmp_path_factory.mktemp("digits")
+    np.savez(folder / "pictures.npz", X=(given.images[:400] / 16 * 255).astype(np.uint8), y=given.target[:400])
+    np.savez(folder / "numbers.npz", X=given.data[:400].astype(np.float32) / 16, y=given.target[:400])
+    return folder
+
+
+def said(digits: Path, out: Path, **sections: Any) -> dict[str, Any]:
+    """A recipe of networks on flat digits; sections replace those that are here."""
+    plain: dict[str, Any] = {
+        "out": str(out),
+        "data": {"train": str(digits / "numbers.npz")},
+        "teacher": {"train": {"model": "mlp", "options": {"hidden": [48]}, "epochs": 8, "batch_size": 32, "lr": 0.01}},
+        "student": {"model": "mlp", "options": {"hidden": [16]}},
+        "train": {"epochs": 7, "batch_size": 32, "lr": 0.01},
+        "control": False,
+        "measure": {"latency": False, "resamples": 100},
+    }
+    return plain | sections
+
+
+def pictures(digits: Path, out: Path, **sections: Any) -> dict[str, Any]:
+    """The same with convolutional networks, which have stages."""
+    train = {"model": "convnet", "options": {"width": 8, "depth": 2}, "epochs": 3, "batch_size": 32, "lr": 0.01}
+    convolutional: dict[str, Any] = {
+        "data": {"train": str(digits / "pictures.npz"), "kind": "image"},
+        "teacher": {"train": train},
+        "student": {"model": "convnet", "options": {"width": 4, "depth": 2}},
+        "train": {"epochs": 2, "batch_size": 32, "lr": 0.01},
+    }
+    return said(digits, out, **(convolutional | sections))
+
+
+def taught(recipe: dict[str, Any]) -> tuple[float, str]:
+    """The student's accuracy on validation rows, and what was printed; nothing is exported or measured, which takes longest."""
+    printed = io.StringIO()
+    pipeline.distill(parse(recipe), until="train", console=Console(file=printed, width=300))
+    card = json.loads((Path(recipe["out"]) / "seed-0" / "student" / "card.json").read_text())
+    return float(card["history"][-1]["accuracy"]), printed.getvalue()
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of the student's metrics."""
+    return [json.loads(line) for line in (out / "seed-0" / "student" / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- temperatures that move or are learned ------------------------------------------------------------------------------
+
+
+def test_the_temperature_of_the_plain_objective_moves(digits: Path, tmp_path: Path) -> None:
+    recipe = said(digits, tmp_path / "run", objective={"temperature": {"schedule": "linear", "start": 8, "end": 1}})
+    assert "soft_target(student, teacher, temperature=[8 to 1, linear])" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    moving = [line["moving"]["soft_target.temperature"] for line in logged(tmp_path / "run") if "moving" in line]
+    assert moving and 1 <= moving[-1] < 8
+
+
+def test_a_learned_temperature_with_another_loss(digits: Path, tmp_path: Path) -> None:
+    term = {"loss": "logits.decoupled", "options": {"temperature": {"learned": True, "over": 0.5}, "other_weight": 2.0}}
+    recipe = said(digits, tmp_path / "run", objective={"terms": [CE, term]})
+    assert "temperature=[learned, 1 to 21]" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    moving = [line["moving"]["decoupled.temperature"] for line in logged(tmp_path / "run") if "moving" in line]
+    start = 1 + 20 / (1 + np.exp(-1.0))
+    assert moving and abs(moving[-1] - start) > 1e-3
+
+
+def test_temperatures_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    for temperature, message in (
+        ({"schedule": "linear", "end": 2}, "temperature must be > 0"),
+        ({"schedule": "linear", "start": 2, "end": 300}, "temperature must lie between 0.05 and 100"),
+        ({"schedule": "linear", "start": 4, "warmup": 0.1}, "cannot be warmed up from 0"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            parse(said(digits, tmp_path / "run", objective={"temperature": temperature}))
+    learned = {"loss": "labels.virtual_teacher", "options": {"temperature": {"learned": True}}}
+    with pytest.raises(RecipeError, match="U480 the term 'virtual_teacher'"):
+        pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [learned]})))
+    moving = {"temperature": {"schedule": "linear", "start": 4, "end": 1}}
+    with pytest.raises(InputError, match="U481 .*a tree is fitted in one go"):
+        taught(said(digits, tmp_path / "run", objective=moving, student={"model": "tree"}))
+
+
+# --- tokens and stored classes ------------------------------------------------------------------------------------------
+
+
+def test_losses_on_tokens_read_plain_logits_as_one_position(digits: Path, tmp_path: Path) -> None:
+    terms = [CE, {"loss": "tokens.reverse_kl"}, {"loss": "tokens.jensen_shannon", "options": {"temperature": 2.0}}]
+    recipe = said(digits, tmp_path / "run", objective={"terms": terms})
+    assert "1 * reverse_kl(student, teacher, temperature=1)" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+
+
+def test_a_term_on_tokens_is_a_mean_over_the_positions_that_count() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 4, 5, generator=draw) for _ in range(2))
+    places = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
+    labels = torch.where(places > 0, 2, -1)
+    task = Task("multiclass", tuple("abcde"))
+    wanted = torch.stack([forward_kl(student[:, [at]], teacher[:, [at]])[:, 0] for at in range(4)], 1)[places > 0].mean()
+    batch = Batch(student, labels, None, {"logits": teacher, "counts": places.float()})
+    for said_places in ("counts", "labels"):
+        (term,) = Objective.from_terms([("tokens.forward_kl", 1.0, {"places": said_places})], task).active
+        torch.testing.assert_close(term({"logits": student}, batch), wanted)
+    (term,) = Objective.from_terms([("sequences.ctc_frames", 1.0, {"places": "counts"})], task).active
+    torch.testing.assert_close(term({"logits": student}, batch), wanted)  # places that count come first here, as frames do
+    with pytest.raises(InputError, match=r"U483 .*counts is \[3, 2\], the positions are \[3, 4\]"):
+        term({"logits": student}, Batch(student, labels, None, {"logits": teacher, "counts": places[:, :2]}))
+
+
+def test_the_stored_classes_are_read_as_they_are(digits: Path, tmp_path: Path) -> None:
+    objective = {"terms": [CE, {"loss": "topk.topk_tail_kl", "weight": 2.0}]}
+    recipe = said(digits, tmp_path / "run", objective=objective, teaching={"encoding": "top-k", "top": 3})
+    assert "reads: logits/ids, logits/top" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    with pytest.raises(InputError, match='U482 .*stored as dense; set teaching.encoding = "top-k"'):
+        taught(said(digits, tmp_path / "dense", objective=objective))
+    with pytest.raises(RecipeError, match="no term binds what it reads"):
+        pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [{"loss": "topk.sampled_cross_entropy"}]})))
+
+
+# --- separate momenta ---------------------------------------------------------------------------------------------------
+
+
+def test_separate_momenta_by_hand() -> None:
+    """Two steps on two numbers: each gradient has its own memory, and a weight that hears nobody has the plain momentum."""
+    both, alone = (torch.nn.Parameter(torch.tensor(1.0)) for _ in range(2))
+    optimizer = SeparateMomenta([both, alone], lr=0.1, momentum=0.5, gap=0.2)
+    for labels, teacher in ((1.0, 10.0), (2.0, 20.0)):
+        optimizer.hear(both * teacher * 0.5)
+        optimizer.hear(both * teacher * 0.5)  # as in two batches of one step
+        both.grad, alone.grad = torch.tensor(labels), torch.tensor(labels)
+        optimizer.step()
+    from_labels, from_teacher, plain = (1 + (momentum * 1 + 2) for momentum in (0.3, 0.7, 0.5))
+    torch.testing.assert_close(both.detach(), torch.tensor(1 - 0.1 * (from_labels + 10 * from_teacher)))
+    torch.testing.assert_close(alone.detach(), torch.tensor(1 - 0.1 * plain))
+
+
+def test_a_student_with_separate_momenta_and_its_resume(digits: Path, tmp_path: Path) -> None:
+    train = {"epochs": 7, "batch_size": 32, "lr": 0.02, "optimizer": "sgd", "momentum_gap": 0.075}
+    recipe = said(digits, tmp_path / "run", train=train)
+    assert "momentum = 0.825 for the gradient of the labels, 0.975 for that of the teacher" in pipeline.explain(parse(recipe))
+    assert taught(recipe)[0] > CHANCE
+    first = torch.nn.Linear(64, 10)
+    weights = [*first.parameters()]
+    whole, cut = (SeparateMomenta(weights, lr=0.1, momentum=0.9, gap=0.075) for _ in range(2))
+    inputs = torch.ones(4, 64)
+    whole.hear(first(inputs).square().mean())
+    first(inputs).mean().backward()
+    whole.step()
+    cut.load_state_dict(whole.state_dict())
+    assert all(torch.equal(cut.state[weight][part], whole.state[weight][part]) for weight in weights for part in ("labels", "teacher"))
+
+
+def test_separate_momenta_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="momentum_gap goes with optimizer = 'sgd'"):
+        parse(said(digits, tmp_path / "run", train={"momentum_gap": 0.1}))
+    with pytest.raises(RecipeError, match="momentum must lie between"):
+        parse(said(digits, tmp_path / "run", train={"momentum_gap": 0.1, "optimizer": "sgd", "momentum": 0.95}))
+    train = {"epochs": 1, "batch_size": 32, "optimizer": "sgd", "momentum_gap": 0.05}
+    with pytest.raises(InputError, match="U484 .*no term reads labels alone"):
+        taught(said(digits, tmp_path / "run", train=train, objective={"terms": [SOFT]}))
+
+
+# --- early exits --------------------------------------------------------------------------------------------------------
+
+
+def exits(loss: str, **options: Any) -> dict[str, Any]:
+    return {"loss": loss, "options": {"reads": "exits", **options}}
+
+
+def test_early_exits_hear_the_students_own_answer_and_leave_no_trace(digits: Path, tmp_path: Path) -> None:
+    terms = [CE, exits("labels.cross_entropy"), exits("logits.soft_target", temperature=3.0), {"loss": "logits.logit_mse", "weight": 0}]
+    recipe = pictures(
+        digits, tmp_path / "run", objective={"terms": terms}, generations={"count": 1}, train={"epochs": 4, "batch_size": 32, "lr": 0.01}
+    )
+    del recipe["teacher"]
+    shown = pipeline.explain(parse(recipe))
+    assert "1 * soft_target(exits of stages, student, temperature=3)" in shown and "reads: labels" in shown
+    accuracy, printed = taught(recipe)
+    assert accuracy > CHANCE
+    assert "connectors cross_entropy_2" in printed and "trained with the student and thrown away" in printed
+    with safe_open(str(tmp_path / "run/seed-0/student/model.safetensors"), "pt") as kept:
+        assert all(name.startswith(("preprocessing", "network")) for name in kept.keys())  # noqa: SIM118
+
+
+def test_an_exit_by_hand() -> None:
+    """The term is the loss of each exit against the answer, which gets no gradient; labels where the loss reads them."""
+    draw = torch.Generator().manual_seed(0)
+    layer, answer = torch.randn(4, 6, generator=draw), torch.randn(4, 3, generator=draw, requires_grad=True)
+    task, labels = Task("multiclass", ("a", "b", "c")), torch.tensor([0, 1, 2, -1])
+    objective = Objective.from_terms(
+        [
+            ("logits.soft_target", 1.0, {"reads": "exits", "student": "a"}),
+            ("labels.cross_entropy", 1.0, {"reads": "exits", "student": "a"}),
+        ],
+        task,
+    )
+    student = {"features/a": layer, "logits": answer}
+    objective.connect(student, {})
+    soft, hard = objective.active
+    batch = Batch(layer, labels, labels >= 0, {})
+    total, values = objective(student, batch)
+    said_soft, said_hard = soft.connectors[0](layer), hard.connectors[0](layer)  # type: ignore[index,operator,union-attr]
+    torch.testing.assert_close(values["soft_target"], soft_target(said_soft, answer).mean().detach())
+    torch.testing.assert_close(values["cross_entropy"], torch.nn.functional.cross_entropy(said_hard[:3], labels[:3]).detach())
+    total.backward()
+    assert answer.grad is None and all(weight.grad is not None for weight in objective.parameters())
+    nobody = Batch(layer, None, None, {})
+    assert hard(student, nobody) == 0
+
+
+def test_exits_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    flat = said(digits, tmp_path / "flat", objective={"terms": [CE, SOFT, exits("logits.soft_target")]})
+    with pytest.raises(InputError, match="U341 .*so no early one; name layers"):
+        taught(flat)
+    for term, message in (
+        (exits("layers.hint"), "U485 the loss 'layers.hint' reads layers, and an exit gives answers"),
+        (exits("labels.binary_cross_entropy"), "is not for a multiclass task"),
+        ({**exits("logits.soft_target"), "teacher": "a"}, "U344 .*leave out teacher and connector"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [term]})))
+
+
+# --- layers along a chain -----------------------------------------------------------------------------------------------
+
+
+def test_every_link_of_a_chain_reads_the_layers_of_the_one_before_it(digits: Path, tmp_path: Path) -> None:
+    chain = [{"model": "convnet", "options": {"width": 6, "depth": 2}}]
+    terms = [CE, SOFT, {"loss": "layers.hint", "student": "stage2", "teacher": "stage2"}]
+    recipe = pictures(digits, tmp_path / "run", objective={"terms": terms}, chain=chain)
+    accuracy, printed = taught(recipe)
+    assert accuracy > CHANCE / 2
+    widths = {
+        place: json.loads((tmp_path / "run" / place / "manifest.json").read_text())["signals"]["features/stage2"]["shape"]
+        for place in ("transfer/training", "chain/last")
+    }
+    assert widths == {"transfer/training": [16, 4, 4], "chain/last": [12, 4, 4]}  # of the teacher, then of the assistant
+    assert printed.count("connectors") == 2 and "hint 224" in printed and "hint 120" in printed  # 12 x 16 + 2 x 16, 8 x 12 + 2 x 12
+    again, said_again = taught(recipe)
+    assert again == accuracy and said_again.count("connectors") == 2
