@@ -51,7 +51,7 @@ def said(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "measure": {"latency": False},
     }
     for section, values in changes.items():
-        recipe[section] = recipe[section] | values
+        recipe[section] = recipe.get(section, {}) | values
     return recipe
 
 
@@ -104,6 +104,40 @@ def test_a_student_learns_from_an_encoded_set(digits: Path, encoding: str) -> No
     stored = TransferSet.open(digits / f"encoded {encoding}" / "transfer" / "training")
     assert stored.encoding["stored"]["kind"] == {"auto": "dense"}.get(encoding, encoding)
     assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 4.0
+
+
+def test_the_columns_of_a_top_k_store_teach_what_the_whole_answer_would(digits: Path) -> None:
+    """The same losses step by step; leaving the order of the others to the student is another training."""
+    teaching = {"views": 3, "encoding": "top-k", "top": 3}
+
+    def soft(loss: str, **options: Any) -> dict[str, Any]:
+        terms = [{"loss": "labels.cross_entropy"}, {"loss": loss, "options": {"temperature": 3.0, **options}}]
+        return {"teaching": teaching, "objective": {"terms": terms}}
+
+    whole = trained(digits, "whole", **soft("logits.soft_target"))
+    columns = trained(digits, "columns", **soft("stored.top_soft_target"))
+    assert len(whole) >= 4
+    np.testing.assert_allclose(columns, whole, rtol=1e-4)
+    together = trained(digits, "together", **soft("stored.top_soft_target", rest="together"))
+    assert together[-1] < together[0] and not np.allclose(together, whole, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("teaching", "told"), [({"encoding": "dense"}, "encoding = 'dense'"), ({"views": "live"}, "views = 'live'")])
+def test_columns_that_will_not_be_there_are_refused_before_teaching(digits: Path, teaching: dict[str, Any], told: str) -> None:
+    terms = [{"loss": "stored.top_soft_target"}]
+    recipe = said(digits, "no columns", teaching=teaching, objective={"terms": terms})
+    with pytest.raises(
+        UnderstudyError, match=rf"U500 the loss 'stored.top_soft_target' reads the columns .* the recipe says teaching.{told}"
+    ):
+        pipeline.distill(parse(recipe), until="teach", console=QUIET)
+
+
+def test_columns_that_a_copied_store_lacks_are_refused(digits: Path) -> None:
+    trained(digits, "dense", teaching={"views": 2})
+    recipe = said(digits, "from dense", teaching={"views": 2}, objective={"terms": [{"loss": "stored.top_soft_target"}]})
+    recipe["teacher"] = {"source": str(digits / "dense" / "transfer")}
+    with pytest.raises(TransferSetError, match=r"U500 a term reads the columns of a top-k store, and .* holds dense answers"):
+        pipeline.distill(parse(recipe), until="train", console=QUIET)
 
 
 # --- truth ----------------------------------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ FAMILIES = {
     "dense": "answers",
     "embeddings": "embedding",
     "relations": "relations",
+    "stored": "top",
 }
 """The family of a loss in understudy.losses -> what its losses read."""
 
 SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "regression": VALUES}
 """The family of a loss in understudy.losses -> the signal that it compares."""
 
-CLASSES_APART = ("logits", "correlations")
+CLASSES_APART = ("logits", "correlations", "stored")
 """Families of losses whose softmax lets classes exclude each other, but for those of one sigmoid per class."""
 
 

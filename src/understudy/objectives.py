@@ -26,7 +26,7 @@ from understudy.schedules import Share
 from understudy.signals import Batch, Signals
 from understudy.taps import Layer
 from understudy.tasks import Task
-from understudy.terms import LABELS, Loss, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnValues, OnValuesAndLabels, Term
+from understudy.terms import LABELS, Loss, OnLabels, OnLogits, OnLogitsAndLabels, OnTeachers, OnTop, OnValues, OnValuesAndLabels, Term
 
 HARD: dict[str, Loss] = {
     "multiclass": label_losses.cross_entropy,
@@ -60,6 +60,7 @@ BINDERS: dict[str, type[Any]] = {
     "logits": OnLogits,
     "logits_and_labels": OnLogitsAndLabels,
     "teachers": OnTeachers,
+    "top": OnTop,
     "values": OnValues,
     "values_and_labels": OnValuesAndLabels,
     "layers": OnLayers,

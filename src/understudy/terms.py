@@ -22,6 +22,8 @@ from understudy.signals import LOGITS, VALUES, Batch, Signals
 
 LABELS = "labels"
 KEYS = "keys"
+TOP_COLUMNS = ("logits/ids", "logits/top", "logits/tail")
+"""The columns of a top-k store that `OnTop` reads."""
 
 Loss = Callable[..., Tensor]
 
@@ -253,6 +255,18 @@ class OnTeachers(Term):
             return self.loss(student, teachers, **self.options)
         weights = entropy_weights(teachers) if self.weigh == "entropy" else confidence_weights(teachers, self.labels_of(batch))
         return self.loss(student, teachers, weights=weights, **self.options)
+
+
+@final
+class OnTop(Term):
+    """A loss(student, ids, top, tail): the student's logits beside the columns of a top-k store, which stay as they are."""
+
+    reads = TOP_COLUMNS
+    signal = LOGITS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        who = f"the term {self.name!r} reads the teacher's"
+        return self.loss(student, *[said_by(batch.teacher, name, who) for name in TOP_COLUMNS], **self.options)
 
 
 class _Reversed(torch.autograd.Function):

@@ -24,6 +24,7 @@ from understudy.stages._speaker import wire_layers
 from understudy.students.student import Student
 from understudy.teachers import Ensemble, Teacher
 from understudy.teaching import teach
+from understudy.terms import TOP_COLUMNS
 from understudy.training.chain import Link, check_sizes, train_chain
 from understudy.training.cohort import cohort_objective, train_cohort
 from understudy.training.gradient import Ask, Trained, TrainingSet, Validate
@@ -266,7 +267,13 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
     weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
     if run.speaker is not None and run.speaker is not run.teacher:
         weighed = None  # an assistant has learned what its teachers say together
-    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.signals]
+    lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.signals and name not in TOP_COLUMNS]
+    if run.taught is not None and set(reads) & set(TOP_COLUMNS) and run.taught.encoding["stored"]["kind"] != "top-k":
+        raise TransferSetError(
+            f"a term reads the columns of a top-k store, and {run.taught.folder} holds {run.taught.encoding['stored']['kind']} answers. "
+            "Teach again with teaching.encoding = 'top-k', or take 'logits.soft_target'",
+            code="U500",
+        )
     if lacking:
         assert run.taught is not None
         raise TransferSetError(
