@@ -140,6 +140,27 @@ def test_columns_that_a_copied_store_lacks_are_refused(digits: Path) -> None:
         pipeline.distill(parse(recipe), until="train", console=QUIET)
 
 
+def test_a_run_with_drawn_views_and_a_student_of_its_own_resolution(digits: Path) -> None:
+    """Whole, to the exported file: operations by torchvision, mixed pictures and labels, a student that reads half the height."""
+    changes: dict[str, Any] = {
+        "train": {"augment": {"randaugment": 4, "operations": 1, "mixup": 0.2, "crop": 0.7}},
+        "student": {"options": {"hidden": [16], "prepare": {"image_size": [4, 8], "mean": [0.3], "std": [0.35]}}},
+    }
+    losses = trained(digits, "drawn", **changes)
+    assert losses[-1] < losses[0]
+    card = pipeline.distill(parse(said(digits, "drawn", **changes)), console=QUIET)
+    student, exported = (card["models"][who]["quality"]["accuracy"]["mean"] for who in ("student", "exported"))
+    assert exported == pytest.approx(student, abs=0.01) and student > 0.12
+    stored = TransferSet.open(digits / "drawn" / "transfer" / "training")
+    assert stored.view_spec["randaugment"]["magnitude"] == 4 and stored.view_spec["crop"]["least"] == 0.7
+
+
+def test_a_picture_of_its_own_is_for_networks_on_images(digits: Path) -> None:
+    recipe = said(digits, "own", student={"model": "tree", "options": {"prepare": {"image_size": [4, 4]}}})
+    with pytest.raises(UnderstudyError, match=r"U504 options.prepare is for networks on images; 'tree' reads rows of kind 'image'"):
+        pipeline.distill(parse(recipe), until="teach", console=QUIET)
+
+
 # --- truth ----------------------------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ class OptimizerSection(Section):
     augment: dict[str, Any] = Field(
         default_factory=dict,
         description="views. Images: shift = 4 (pixels), flip = true, crop = 0.5 (least share of the area), colour = 0.3; "
-        "arrays and images: mixup = 0.2; all rows: noise = 0.1",
+        "randaugment = 9, operations = 2, transform = module:factory; arrays and images: mixup = 0.2; all rows: noise = 0.1",
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
 
@@ -214,7 +214,10 @@ class StudentSection(Section):
     """The small model."""
 
     model: str = Field("mlp", description="tree, boosted, mlp, convnet, timm:NAME, module:factory or sklearn:module.Class")
-    options: dict[str, Any] = Field(default_factory=dict, description="sizes: leaves, depth, rounds, hidden, width, ...")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="sizes: leaves, depth, rounds, hidden, width, ...; prepare = { image_size, mean, std }: its own picture",
+    )
 
 
 def _temperature(value: float) -> float:

@@ -142,6 +142,13 @@ class Term(nn.Module, ABC):
         missing = ~batch.labelled.reshape(-1, *[1] * (batch.labels.ndim - 1))
         return batch.labels.masked_fill(missing, 0)
 
+    def over_labels(self, value: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """What `value` makes of the labels; in mixed rows, of both labels in the shares of the mixture (mixup)."""
+        own = value(self.labels_of(batch))
+        if batch.partner is None or batch.share is None:
+            return own
+        return batch.share * own + (1 - batch.share) * value(batch.partner)
+
     def teacher_of(self, student: Tensor, batch: Batch) -> Tensor:
         """What the teacher says of these rows, in the signal and shape that the student gives."""
         teacher = said_by(batch.teacher, self.signal, f"the term {self.name!r} reads the teacher's")
@@ -180,7 +187,7 @@ class OnLabels(Term):
     signal = LOGITS
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.labels_of(batch), **self.options)
+        return self.over_labels(lambda labels: self.loss(student, labels, **self.options), batch)
 
 
 @final
@@ -202,7 +209,8 @@ class OnLogitsAndLabels(Term):
     signal = LOGITS
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
+        teacher = self.teacher_of(student, batch)
+        return self.over_labels(lambda labels: self.loss(student, teacher, labels, **self.options), batch)
 
 
 @final
@@ -224,7 +232,8 @@ class OnValuesAndLabels(Term):
     signal = VALUES
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
+        teacher = self.teacher_of(student, batch)
+        return self.over_labels(lambda labels: self.loss(student, teacher, labels, **self.options), batch)
 
 
 @final
