@@ -86,7 +86,7 @@ class Views:
     def __post_init__(self) -> None:
         asked = [name for name in ("shift", "flip", "crop", "colour", "mixup") if getattr(self, name) != type(self).__dict__[name]]
         asked += [policy.name for policy in self.policies]
-        wrong = [name for name in asked if self.kind == "table" or (self.kind == "array" and name != "mixup")]
+        wrong = [name for name in asked if self.kind != "image" and (self.kind, name) != ("array", "mixup")]
         if wrong:
             raise DataError(f"augment.{wrong[0]} is for images, the rows are of kind {self.kind!r}; use augment.noise", code="U320")
         if self.mixup and self.partners is None:
