@@ -60,7 +60,6 @@ BINDERS: dict[str, type[Any]] = {
     "logits": OnLogits,
     "logits_and_labels": OnLogitsAndLabels,
     "teachers": OnTeachers,
-    "top": OnTop,
     "values": OnValues,
     "values_and_labels": OnValuesAndLabels,
     "layers": OnLayers,
@@ -68,6 +67,7 @@ BINDERS: dict[str, type[Any]] = {
     "embedding": OnEmbedding,
     "relations": OnRelations,
     "contrast": OnContrast,
+    "top": OnTop,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
 
