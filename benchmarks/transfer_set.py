@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from understudy.adapters._loading import RawPreparation
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
+from understudy.losses.logits import soft_target
+from understudy.losses.stored import tail_at, top_soft_target
 from understudy.store.encodings import Dense, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
 from understudy.store.writing import TransferWriter
@@ -145,6 +147,16 @@ def encodings(classes: int, rows: int, power: float) -> None:
         encoding = TopK(top)
         stored, size = encoding.encode(full, keys), encoding.bytes_per_row(classes)
         line(f"top-{top} with tail (ours)", size, lambda t, e=encoding, s=stored: (e.decode(s, classes, temperature=t) / t).softmax(1))  # type: ignore[misc]
+
+        def together(t: float, s: Any = stored, top: int = top) -> Tensor:
+            own = (student.log() / t).softmax(1)
+            head = s["/top"].double() / t
+            shares = torch.cat([head, tail_at(s["/tail"].double(), classes - top, t)[:, None]], dim=1).softmax(1)
+            others = own.scatter(1, s["/ids"].long(), 0.0)
+            spread = others / others.sum(1, keepdim=True) * shares[:, -1:].float()
+            return spread.scatter(1, s["/ids"].long(), shares[:, :-1].float())
+
+        line(f"top-{top}, the rest together", size, together)
         head = full.topk(top)
 
         def renormalised(t: float, head: Any = head) -> Tensor:
@@ -167,6 +179,36 @@ def encodings(classes: int, rows: int, power: float) -> None:
         line(f"sampled {top} + {draws} (noise, no bias)", Sampled(top, draws).bytes_per_row(classes), sampled)
 
 
+def columns(classes: int, rows: int) -> None:
+    """A soft target read from the columns of a top-k store beside the same from whole answers, forward and backward."""
+    draw = torch.Generator().manual_seed(0)
+    encoding, keys = TopK(32), np.zeros((rows, 2), dtype=np.int64)
+    stored = encoding.encode(3 * torch.randn(rows, classes, generator=draw), keys)
+    student = torch.randn(rows, classes, generator=draw)
+    kept = [0, 0]
+
+    def step(who: int, turn: int) -> None:
+        ours, large = student.clone().requires_grad_(), dict[int, int]()
+
+        def note(saved: Tensor) -> Tensor:
+            large[saved.data_ptr()] = saved.nbytes
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            if who:
+                values = soft_target(ours, encoding.decode(stored, classes, temperature=2.0), temperature=2.0)
+            else:
+                values = top_soft_target(ours, *stored.values(), temperature=2.0)
+        kept[who] = sum(large.values())
+        values.sum().backward()
+
+    cost, whole, ratio = paired(lambda turn: step(0, turn), lambda turn: step(1, turn), 9, 1)
+    print(
+        f"soft target, {rows} x {classes:,}: from columns {cost * 1e3:7.2f} ms and {kept[0] / 2**20:6.2f} MiB kept for the way back, "
+        f"from whole answers {whole * 1e3:7.2f} ms and {kept[1] / 2**20:6.2f} MiB: ratio of times {ratio:.2f}"
+    )
+
+
 def main() -> int:
     """All figures."""
     torch.set_num_threads(1)
@@ -184,6 +226,9 @@ def main() -> int:
         ]
     for classes, rows, power in ((100, 256, 1.2), (1000, 128, 1.2), (150_000, 8, 1.2)):
         encodings(classes, rows, power)
+    print()
+    for classes, rows in ((100, 256), (1000, 256), (150_000, 64)):
+        columns(classes, rows)
     return 0 if all(kept) else 1
 
 

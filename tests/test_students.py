@@ -14,12 +14,21 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from torch import Tensor, nn
+from torch.nn import functional
 
 from understudy.data.encoding import TableEncoding
-from understudy.errors import InputError
+from understudy.errors import InputError, RecipeError
 from understudy.students.convnet import convnet
 from understudy.students.mlp import mlp
-from understudy.students.preprocessing import ImagePreprocessing, Rescale, TablePreprocessing, assemble, fit_preprocessing, from_spec
+from understudy.students.preprocessing import (
+    ImagePreprocessing,
+    Rescale,
+    TablePreprocessing,
+    as_asked,
+    assemble,
+    fit_preprocessing,
+    from_spec,
+)
 from understudy.students.student import FLOOR, Student, evaluating
 from understudy.tasks import Task
 
@@ -272,3 +281,39 @@ def test_a_multilabel_tree_gives_one_logit_per_class() -> None:
 def test_a_student_is_a_module_or_an_estimator() -> None:
     with pytest.raises(InputError, match="exactly one of the two"):
         Student("both", TASK, module=nn.Identity(), estimator=DecisionTreeClassifier())
+
+
+# --- a picture of its own ---------------------------------------------------------------------------------------------
+
+
+def test_a_student_resizes_and_normalises_inside_its_graph() -> None:
+    """As torch resizes with averaging, smaller and larger, and normalised as it was asked for."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)
+    fitted = fit_preprocessing(images, "image", None, scale=True, flatten=False)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    for size in ([4, 5], [7, 3], [20, 16]):
+        made = as_asked(fitted, {"image_size": size, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]})
+        wanted = functional.interpolate(pixels, size=size, mode="bilinear", antialias=True) / 255
+        wanted = (wanted - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.25, 0.5]).view(1, 3, 1, 1)
+        torch.testing.assert_close(made(torch.from_numpy(images)), wanted, rtol=1e-4, atol=1e-4)
+        again = from_spec(made.spec)
+        torch.testing.assert_close(again(torch.from_numpy(images)), made(torch.from_numpy(images)))
+    flat = as_asked(fit_preprocessing(images, "image", None, scale=True, flatten=True), {"image_size": [4, 5]})
+    assert flat(torch.from_numpy(images)).shape == (5, 60) and len(flat.features) == 60
+    kept = as_asked(fitted, {"image_size": [12, 10]})
+    torch.testing.assert_close(kept(torch.from_numpy(images)), fitted(torch.from_numpy(images)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"image_size": 16}, r"image_size = 16: height and width in pixels"),
+        ({"mean": [0.5]}, r"mean = \[0.5\]: one number per channel, 3 here"),
+        ({"std": [0.2, 0.2, 0]}, r"std = .*one number per channel"),
+        ({"imagesize": [4, 4]}, r"no 'imagesize'; did you mean 'image_size'"),
+    ],
+)
+def test_pictures_that_cannot_be_made(asked: dict[str, Any], told: str) -> None:
+    fitted = fit_preprocessing(np.zeros((2, 4, 4, 3), dtype=np.uint8), "image", None, scale=True, flatten=False)
+    with pytest.raises(RecipeError, match=f"U504 options.prepare.*{told}"):
+        as_asked(fitted, asked)

@@ -51,7 +51,7 @@ def said(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "measure": {"latency": False},
     }
     for section, values in changes.items():
-        recipe[section] = recipe[section] | values
+        recipe[section] = recipe.get(section, {}) | values
     return recipe
 
 
@@ -104,6 +104,61 @@ def test_a_student_learns_from_an_encoded_set(digits: Path, encoding: str) -> No
     stored = TransferSet.open(digits / f"encoded {encoding}" / "transfer" / "training")
     assert stored.encoding["stored"]["kind"] == {"auto": "dense"}.get(encoding, encoding)
     assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 4.0
+
+
+def test_the_columns_of_a_top_k_store_teach_what_the_whole_answer_would(digits: Path) -> None:
+    """The same losses step by step; leaving the order of the others to the student is another training."""
+    teaching = {"views": 3, "encoding": "top-k", "top": 3}
+
+    def soft(loss: str, **options: Any) -> dict[str, Any]:
+        terms = [{"loss": "labels.cross_entropy"}, {"loss": loss, "options": {"temperature": 3.0, **options}}]
+        return {"teaching": teaching, "objective": {"terms": terms}}
+
+    whole = trained(digits, "whole", **soft("logits.soft_target"))
+    columns = trained(digits, "columns", **soft("stored.top_soft_target"))
+    assert len(whole) >= 4
+    np.testing.assert_allclose(columns, whole, rtol=1e-4)
+    together = trained(digits, "together", **soft("stored.top_soft_target", rest="together"))
+    assert together[-1] < together[0] and not np.allclose(together, whole, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("teaching", "told"), [({"encoding": "dense"}, "encoding = 'dense'"), ({"views": "live"}, "views = 'live'")])
+def test_columns_that_will_not_be_there_are_refused_before_teaching(digits: Path, teaching: dict[str, Any], told: str) -> None:
+    terms = [{"loss": "stored.top_soft_target"}]
+    recipe = said(digits, "no columns", teaching=teaching, objective={"terms": terms})
+    with pytest.raises(
+        UnderstudyError, match=rf"U482 the loss 'stored.top_soft_target' reads the columns .* the recipe says teaching.{told}"
+    ):
+        pipeline.distill(parse(recipe), until="teach", console=QUIET)
+
+
+def test_columns_that_a_copied_store_lacks_are_refused(digits: Path) -> None:
+    trained(digits, "dense", teaching={"views": 2})
+    recipe = said(digits, "from dense", teaching={"views": 2}, objective={"terms": [{"loss": "stored.top_soft_target"}]})
+    recipe["teacher"] = {"source": str(digits / "dense" / "transfer")}
+    with pytest.raises(TransferSetError, match=r"U482 a term reads the largest classes as they are stored .* stored as dense"):
+        pipeline.distill(parse(recipe), until="train", console=QUIET)
+
+
+def test_a_run_with_drawn_views_and_a_student_of_its_own_resolution(digits: Path) -> None:
+    """Whole, to the exported file: operations by torchvision, mixed pictures and labels, a student that reads half the height."""
+    changes: dict[str, Any] = {
+        "train": {"augment": {"randaugment": 4, "operations": 1, "mixup": 0.2, "crop": 0.7}},
+        "student": {"options": {"hidden": [16], "prepare": {"image_size": [4, 8], "mean": [0.3], "std": [0.35]}}},
+    }
+    losses = trained(digits, "drawn", **changes)
+    assert losses[-1] < losses[0]
+    card = pipeline.distill(parse(said(digits, "drawn", **changes)), console=QUIET)
+    student, exported = (card["models"][who]["quality"]["accuracy"]["mean"] for who in ("student", "exported"))
+    assert exported == pytest.approx(student, abs=0.01) and student > 0.12
+    stored = TransferSet.open(digits / "drawn" / "transfer" / "training")
+    assert stored.view_spec["randaugment"]["magnitude"] == 4 and stored.view_spec["crop"]["least"] == 0.7
+
+
+def test_a_picture_of_its_own_is_for_networks_on_images(digits: Path) -> None:
+    recipe = said(digits, "own", student={"model": "tree", "options": {"prepare": {"image_size": [4, 4]}}})
+    with pytest.raises(UnderstudyError, match=r"U504 options.prepare is for networks on images; 'tree' reads rows of kind 'image'"):
+        pipeline.distill(parse(recipe), until="teach", console=QUIET)
 
 
 # --- truth ----------------------------------------------------------------------------------------------------------

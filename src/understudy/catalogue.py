@@ -24,13 +24,14 @@ FAMILIES = {
     "tokens": "tokens",
     "sequences": "tokens",
     "topk": "topk",
+    "stored": "top",
 }
 """The family of a loss in understudy.losses -> what its losses read."""
 
 SIGNALS = {"labels": LOGITS, "logits": LOGITS, "correlations": LOGITS, "sequences": LOGITS, "regression": VALUES}
 """The family of a loss in understudy.losses -> the signal that it compares."""
 
-CLASSES_APART = ("logits", "correlations", "tokens", "sequences", "topk")
+CLASSES_APART = ("logits", "correlations", "tokens", "sequences", "topk", "stored")
 """Families of losses whose softmax lets classes exclude each other, but for those of one sigmoid per class."""
 
 

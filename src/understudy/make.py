@@ -48,7 +48,7 @@ from understudy.students import convnet, mlp, preprocessing, speech, text, trees
 from understudy.students.student import Student
 from understudy.tasks import Task
 from understudy.teachers import Ensemble, Teacher, take
-from understudy.training.gradient import Ask, TrainingSet
+from understudy.training.gradient import Ask, Mixture, TrainingSet
 
 TREES = ("tree", "boosted")
 Encoder = encoding.TableEncoding | tokenizing.TextEncoding | None
@@ -331,7 +331,7 @@ def _given(said: DataSection) -> list[str]:
     return [place for place in (said.train, said.validation, said.test) if place is not None]
 
 
-AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain")
+AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain", "randaugment", "operations", "transform")
 
 
 def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, counted: bool = False) -> views.Views | None:
@@ -353,10 +353,23 @@ def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, count
         places = [(column.name, at) for at, column in enumerate(fitted.columns) if column.type == "number"]
         scales = np.nan_to_num(np.nanstd(encoded.astype(np.float64), axis=0))
         columns = tuple((name, at, float(scales[at])) for name, at in places)
-    made = views.Views(
-        rows.kind, shift=int(said.get("shift", 0)), flip=bool(said.get("flip")), columns=columns, partners=partners, **numbers
-    )
+    moves: dict[str, Any] = {"shift": int(said.get("shift", 0)), "flip": bool(said.get("flip"))}
+    made = views.Views(rows.kind, columns=columns, partners=partners, policies=_policies(said), **moves, **numbers)
     return replace(made, enumerated=True) if counted and made.finite else made
+
+
+def _policies(said: dict[str, Any]) -> tuple[views.Policy, ...]:
+    """The views that torchvision, or a transform of the user's own, makes."""
+    from understudy.adapters import torchvision_views
+
+    made = []
+    if "operations" in said and "randaugment" not in said:
+        raise RecipeError("augment.operations belongs to randaugment; set augment.randaugment = 9", code="U002")
+    if "randaugment" in said:
+        made.append(torchvision_views.randaugment(said["randaugment"], said.get("operations", 2)))
+    if "transform" in said:
+        made.append(torchvision_views.own_transform(str(said["transform"])))
+    return tuple(made)
 
 
 # --- teachers -------------------------------------------------------------------------------------------------------
@@ -541,6 +554,9 @@ def build_student(
     if (kind == "text") != model.startswith("text.") and not is_custom(model):
         there = "are texts, which text.bag, text.transformer and text.static" if kind == "text" else f"are of kind {kind!r}, which others"
         raise RecipeError(f"the model {model!r} does not read these rows: they {there} read; set student.model", code="U411")
+    options, own = {name: value for name, value in options.items() if name != "prepare"}, options.get("prepare")
+    if own is not None and (kind != "image" or is_estimator(model)):
+        raise RecipeError(f"options.prepare is for networks on images; {model!r} reads rows of kind {kind!r}: take it out", code="U504")
     if is_estimator(model):
         prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True, rate=loaded.rate)
         if model.startswith("sklearn:"):
@@ -552,6 +568,7 @@ def build_student(
         return Student(name, task, encoding=loaded.encoding, preprocessing=prepared, estimator=estimator)
     flat = model == "mlp"
     prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat, rate=loaded.rate)
+    prepared = prepared if own is None else preprocessing.as_asked(prepared, own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         features = prepared(encoded[:2])
@@ -786,6 +803,7 @@ def training_set(
     if answered is not None:
         # NaN must not reach the gradient of any loss
         teacher = {name: said.nan_to_num(0.0) for name, said in teacher.items()}
+    mixture = None if train.labels is None else _mixture(augment, task, train.labels)
     mask = None if labels is None else task.labelled(labels)
     whole = mask is None or bool(mask.all())
     return TrainingSet(
@@ -798,7 +816,30 @@ def training_set(
         augment=augment,
         ask=ask,
         answered=answered,
+        mixture=mixture,
     )
+
+
+def _mixture(seen: Any, task: Task, labels: np.ndarray[Any, Any]) -> Mixture | None:
+    """The labels and shares of mixed rows, whose partners are the training rows and whatever was made of them.
+
+    A row whose partner has no label keeps its own.
+    """
+    if not isinstance(seen, views.Views) or seen.partners is None:
+        return None
+    made = len(seen.partners.inputs) - len(labels)
+    fill = -1 if task.single_label else np.nan
+    every = np.concatenate([labels, np.full((made, *labels.shape[1:]), fill, dtype=labels.dtype)])
+    known, plain = task.labelled(every), torch.from_numpy(np.where(task.labelled(every).reshape(-1, *[1] * (every.ndim - 1)), every, 0))
+    plain = plain.to(torch.from_numpy(every[:0]).dtype)
+
+    def mixture(keys: np.ndarray[Any, Any], view: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        found = views.mixture_of(seen, keys, view)
+        assert found is not None
+        partner, share = found
+        return plain[torch.from_numpy(partner)], torch.from_numpy(np.where(known[partner], share, 1).astype(np.float32))
+
+    return mixture
 
 
 def with_steps_of(options: OptimizerSection, rows: int, like: int) -> OptimizerSection:

@@ -36,6 +36,7 @@ from understudy.terms import (
     OnLogitsAndLabels,
     OnTeachers,
     OnTokens,
+    OnTop,
     OnTopK,
     OnValues,
     OnValuesAndLabels,
@@ -87,6 +88,7 @@ BINDERS: dict[str, type[Any]] = {
     "exits": OnExits,
     "tokens": OnTokens,
     "topk": OnTopK,
+    "top": OnTop,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
 

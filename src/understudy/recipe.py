@@ -99,7 +99,8 @@ class OptimizerSection(Section):
     augment: dict[str, Any] = Field(
         default_factory=dict,
         description="views. Images: shift = 4 (pixels), flip = true, crop = 0.5 (least share of the area), colour = 0.3; "
-        "sound: shift = 800 (samples), speed = 0.1, gain = 6 (decibels); arrays and images: mixup = 0.2; all rows: noise = 0.1",
+        "randaugment = 9, operations = 2, transform = module:factory; sound: shift = 800 (samples), speed = 0.1, gain = 6 (decibels); "
+        "arrays and images: mixup = 0.2; all rows: noise = 0.1",
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
 
@@ -238,7 +239,10 @@ class StudentSection(Section):
         description="tree, boosted, mlp, convnet, speech.convnet (or .recurrent, .transformer), timm:NAME, module:factory or "
         "sklearn:module.Class",
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="sizes: leaves, depth, rounds, hidden, width, ...")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="sizes: leaves, depth, rounds, hidden, width, ...; prepare = { image_size, mean, std }: its own picture",
+    )
 
 
 def _temperature(value: float) -> float:

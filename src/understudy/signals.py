@@ -26,7 +26,8 @@ class Batch:
     `inputs` is what the student's network reads; `labels` follow understudy.tasks, None when no row has one;
     `labelled` marks the rows that have one, None when all do; `teacher` holds the teacher's signals, aligned;
     `answered` marks the rows that the teacher answered, None when it answered all (the others hold zeros); `keys` are
-    the rows' content keys, int64 [rows, 2], where a term asks for them.
+    the rows' content keys, int64 [rows, 2], where a term asks for them. In mixed rows (mixup) `partner` holds the labels
+    of the rows that they are mixed with and `share`, float [rows], how much of each is its own; None where none is mixed.
     """
 
     inputs: Tensor
@@ -35,6 +36,8 @@ class Batch:
     teacher: Signals
     answered: Tensor | None = None
     keys: Tensor | None = None
+    partner: Tensor | None = None
+    share: Tensor | None = None
 
 
 CERTAIN = 100.0

@@ -22,6 +22,8 @@ from understudy.signals import LOGITS, VALUES, Batch, Signals, frame_lengths
 
 LABELS = "labels"
 KEYS = "keys"
+TOP_COLUMNS = ("logits/ids", "logits/top", "logits/tail")
+"""The columns of a top-k store that `OnTop` reads."""
 
 Loss = Callable[..., Tensor]
 
@@ -145,6 +147,13 @@ class Term(nn.Module, ABC):
         missing = ~batch.labelled.reshape(-1, *[1] * (batch.labels.ndim - 1))
         return batch.labels.masked_fill(missing, 0)
 
+    def over_labels(self, value: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """What `value` makes of the labels; in mixed rows, of both labels in the shares of the mixture (mixup)."""
+        own = value(self.labels_of(batch))
+        if batch.partner is None or batch.share is None:
+            return own
+        return batch.share * own + (1 - batch.share) * value(batch.partner)
+
     def teacher_of(self, student: Tensor, batch: Batch) -> Tensor:
         """What the teacher says of these rows, in the signal and shape that the student gives."""
         teacher = said_by(batch.teacher, self.signal, f"the term {self.name!r} reads the teacher's")
@@ -183,7 +192,7 @@ class OnLabels(Term):
     signal = LOGITS
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.labels_of(batch), **self.options)
+        return self.over_labels(lambda labels: self.loss(student, labels, **self.options), batch)
 
 
 @final
@@ -220,7 +229,8 @@ class OnLogitsAndLabels(Term):
     signal = LOGITS
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
+        teacher = self.teacher_of(student, batch)
+        return self.over_labels(lambda labels: self.loss(student, teacher, labels, **self.options), batch)
 
 
 @final
@@ -242,7 +252,8 @@ class OnValuesAndLabels(Term):
     signal = VALUES
 
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
-        return self.loss(student, self.teacher_of(student, batch), self.labels_of(batch), **self.options)
+        teacher = self.teacher_of(student, batch)
+        return self.over_labels(lambda labels: self.loss(student, teacher, labels, **self.options), batch)
 
 
 @final
@@ -332,6 +343,18 @@ class OnTopK(Term):
         if student.ndim == 2:
             student, ids, log_probabilities = student[:, None], ids[:, None], log_probabilities[:, None]
         return self.loss(student, ids, log_probabilities, **self.options).mean(1)
+
+
+@final
+class OnTop(Term):
+    """A loss(student, ids, top, tail): the student's logits beside the columns of a top-k store, which stay as they are."""
+
+    reads = TOP_COLUMNS
+    signal = LOGITS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        who = f"the term {self.name!r} reads the teacher's"
+        return self.loss(student, *[said_by(batch.teacher, name, who) for name in TOP_COLUMNS], **self.options)
 
 
 class _Reversed(torch.autograd.Function):

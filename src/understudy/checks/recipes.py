@@ -18,7 +18,7 @@ def check_recipe(recipe: Recipe, *, gates: Callable[[list[str]], object] | None 
     """What a recipe says that cannot mean anything; `gates` parses measure.require and raises InputError."""
     problems = [*_check_training(recipe), *_check_seeds(recipe), *_check_school(recipe)]
     if recipe.cohort is None:
-        problems += [*_check_objective(recipe), *_check_views(recipe)]
+        problems += [*_check_objective(recipe), *_check_views(recipe), *_check_columns(recipe)]
     unwritable = _unwritable(Path(recipe.out))
     if unwritable:
         problems.append(Problem("U207", unwritable))
@@ -101,6 +101,22 @@ def _check_views(recipe: Recipe) -> Iterator[Problem]:
     if said == "all" and endless:
         told = f"teaching.views = 'all' counts through every view, and those of augment.{endless[0]} cannot be counted"
         yield Problem("U320", f"{told}; set teaching.views = 20, or 'live'")
+
+
+def _check_columns(recipe: Recipe) -> Iterator[Problem]:
+    """Terms that read the columns of a top-k store, which the recipe must make."""
+    said, source = recipe.teaching, recipe.teacher.source
+    places = [term.loss for term in recipe.objective.terms if term.loss.startswith(("stored.", "topk."))]
+    if not places or (source is not None and Path(source).is_dir()):  # what a folder of answers holds is seen when it is opened
+        return
+    if said.views == "live" or said.encoding != "top-k" or recipe.chain or recipe.generations is not None:
+        told = "teaching.views = 'live'" if said.views == "live" else f"teaching.encoding = {said.encoding!r}"
+        told = "[[chain]] or [generations]" if recipe.chain or recipe.generations is not None else told
+        yield Problem(
+            "U482",
+            f"the loss {places[0]!r} reads the columns of a top-k store, and the recipe says {told}; set teaching.encoding = "
+            "'top-k' and views to a number, or take 'logits.soft_target'",
+        )
 
 
 def _check_school(recipe: Recipe) -> Iterator[Problem]:

@@ -9,12 +9,14 @@ state), a field of Views, and a line in `Views.__call__`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 from scipy.special import betaincinv, ndtri
+from torch import Tensor
 from torch.nn import functional
 
 from understudy.data._sound_views import ends, levels, sounds, to_samples
@@ -65,15 +67,25 @@ class Partners:
 
 @final
 @dataclass(frozen=True)
+class Policy:
+    """A way to change images that is not of this file: its name, what a manifest says of it, and (images, state) -> images."""
+
+    name: str
+    said: dict[str, Any]
+    make: Callable[[Array, Array], Array]
+
+
+@final
+@dataclass(frozen=True)
 class Views:
     """What the views of a row are; called with (inputs, keys int64 [batch, 2], view) it makes them.
 
     `shift` pixels over zeros and `flip` move an image; `crop` is the least share of its area that a resized crop keeps;
     `colour` changes brightness, contrast and saturation by up to that share; `noise` is added to numbers (in standard
     deviations of each column of a table, in the input's own unit elsewhere); `mixup` is the parameter of the Beta
-    distribution of Zhang et al. 2018 (arXiv:1710.09412), the row always being the larger part, so that its label stays.
+    distribution of Zhang et al. 2018 (arXiv:1710.09412), the row always being the larger part; see `mixture_of` for labels.
     Of sound, `shift` is in samples, `speed` the largest change of tempo and pitch, `gain` of loudness in decibels, `noise` in
-    units of the clip's own level.
+    units of the clip's own level. `policies` follow crop, shift and mirror image, each with the random state of the row.
     `columns` are the number columns of a table: name, position in its encoding, standard deviation.
     """
 
@@ -89,10 +101,12 @@ class Views:
     enumerated: bool = False
     columns: tuple[tuple[str, int, float], ...] = ()
     partners: Partners | None = None
+    policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
         asked = [name for name in _NAMES if getattr(self, name) != type(self).__dict__[name]]
         wrong = [name for name in asked if name not in _OF_KIND[self.kind]]
+        wrong += [policy.name for policy in self.policies if self.kind != "image"]
         if wrong:
             told = f"augment.{wrong[0]} is for {_FOR[wrong[0]]}, the rows are of kind {self.kind!r}"
             raise DataError(f"{told}; use {' or '.join(f'augment.{name}' for name in _OF_KIND[self.kind])}", code="U320")
@@ -102,7 +116,7 @@ class Views:
     @property
     def finite(self) -> bool:
         """Whether all views can be counted: only shifts and mirror images."""
-        return self.kind == "image" and self.crop == 1 and not (self.colour or self.noise or self.mixup)
+        return self.kind == "image" and self.crop == 1 and not (self.colour or self.noise or self.mixup or self.policies)
 
     @property
     def count(self) -> int:
@@ -114,6 +128,9 @@ class Views:
         """What a manifest says of these views; two that make the same views say the same."""
         said = {name: getattr(self, name) for name in _NAMES if getattr(self, name) != type(self).__dict__[name]}
         said |= {"how": "enumerated" if self.enumerated else "seeded"}
+        if self.crop != 1:
+            said["crop"] = {"least": self.crop, "windows": "whole pixels"}
+        said |= {policy.name: policy.said for policy in self.policies}
         if self.mixup and self.partners is not None:
             said["partners"] = self.partners.digest
         if self.noise and self.columns:
@@ -133,17 +150,26 @@ class Views:
         if self.kind == "table":
             return noisy_columns(inputs, state, views > 0, self.columns, self.noise)
         if self.kind == "audio":
-            drawn = [_uniform(state, 51 + number) for number in range(3)]
-            heard = sounds(inputs, views > 0, drawn, shift=self.shift, speed=self.speed, gain=self.gain)
+            chances = [drawn(state, 51 + number) for number in range(3)]
+            heard = sounds(inputs, views > 0, chances, shift=self.shift, speed=self.speed, gain=self.gain)
             return _hissing(heard, state, views > 0, self.noise) if self.noise else heard
         given = mixed(inputs, state, views > 0, self.partners, self.mixup) if self.mixup and self.partners is not None else inputs
         if self.shift or self.flip:
             given = augment_images(given, keys, views, shift=self.shift, flip=self.flip)
         if self.crop < 1:
             given = cropped(given, state, views > 0, self.crop)
+        for policy in self.policies:
+            given = _by_policy(policy, given, state, views > 0)
         if self.colour:
             given = coloured(given, state, views > 0, self.colour)
         return noisy(given, state, views > 0, self.noise) if self.noise else given
+
+
+def mixture_of(views: Views, keys: Array, view: Array) -> tuple[Array, Array] | None:
+    """The place among the partners of the row that each view is mixed with, and the row's own share; None without mixup."""
+    if not views.mixup or views.partners is None:
+        return None
+    return _mixture(_state(keys, view), view > 0, views.partners, views.mixup)
 
 
 def augment_images(images: Array, keys: Array, view: int | Array, *, shift: int = 0, flip: bool = False) -> Array:
@@ -189,31 +215,52 @@ def enumerate_images(images: Array, view: int | Array, *, shift: int = 0, flip: 
 
 
 def cropped(images: Array, state: Array, changed: Array, least: float) -> Array:
-    """A part of each image, of at least the share `least` of its area and sides within 3:4 to 4:3, at the image's size again.
+    """A random window of each image at the image's size again: torchvision's RandomResizedCrop, for all rows at once.
 
-    Bilinear (Szegedy et al. 2015, arXiv:1409.4842, section 6, which takes 0.08).
+    Of ten windows that are drawn, with a share of the area from `least` to 1 and sides within 3:4 to 4:3, the first that fits; the
+    middle of the image where none does. Bilinear (Szegedy et al. 2015, arXiv:1409.4842, section 6, which takes 0.08).
     """
-    area = least + (1 - least) * _uniform(state, 11)
-    ratio = _WIDEST ** (2 * _uniform(state, 12) - 1)
-    wide, high = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
-    across, down = (2 * _uniform(state, 13) - 1) * (1 - wide), (2 * _uniform(state, 14) - 1) * (1 - high)
     chosen = np.flatnonzero(changed)
-    window = np.zeros((len(chosen), 2, 3), dtype=np.float32)
-    window[:, 0, 0], window[:, 1, 1] = wide[chosen], high[chosen]
-    window[:, 0, 2], window[:, 1, 2] = across[chosen], down[chosen]
+    top, left, high, wide = windows(state[chosen], images.shape[1], images.shape[2], least)
+
+    def places(start: Array, length: Array, whole: int) -> Tensor:
+        at = start[:, None] + (np.arange(whole) + 0.5) * length[:, None] / whole - 0.5
+        at = np.clip(at, start[:, None], (start + length - 1)[:, None])  # nothing from beyond the window
+        return torch.from_numpy(((2 * at + 1) / whole - 1).astype(np.float32))
+
+    down, across = places(top, high, images.shape[1]), places(left, wide, images.shape[2])
+    grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=3)
     pixels = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float()
-    grid = functional.affine_grid(torch.from_numpy(window), list(pixels.shape), align_corners=False)
     found = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     given = images.copy()
     given[chosen] = _bytes(found.permute(0, 2, 3, 1).numpy())
     return given
 
 
+def windows(state: Array, height: int, width: int, least: float) -> tuple[Array, Array, Array, Array]:
+    """Top, left, height and width of each row's window, int64 [rows]."""
+    tries = range(10)
+    area = np.stack([least + (1 - least) * drawn(state, 100 + at) for at in tries], axis=1) * height * width
+    ratio = np.stack([_WIDEST ** (2 * drawn(state, 110 + at) - 1) for at in tries], axis=1)
+    wide, high = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+    rows, first = np.arange(len(state)), fits.argmax(axis=1)
+    middle_high, middle_wide = min(height, round(width * _WIDEST)), min(width, round(height * _WIDEST))
+    high = np.where(fits.any(axis=1), high[rows, first], middle_high)
+    wide = np.where(fits.any(axis=1), wide[rows, first], middle_wide)
+    top, left = ((drawn(state, at) * (whole - part + 1)).astype(np.int64) for at, whole, part in ((13, height, high), (14, width, wide)))
+    return (
+        np.where(fits.any(axis=1), top, (height - high) // 2),
+        np.where(fits.any(axis=1), left, (width - wide) // 2),
+        high,
+        wide,
+    )
+
+
 def coloured(images: Array, state: Array, changed: Array, most: float) -> Array:
     """Brightness, contrast and saturation of each image multiplied by factors within 1 - most to 1 + most, in this order."""
     brightness, contrast, saturation = (
-        np.where(changed, 1 + most * (2 * _uniform(state, 21 + number) - 1), 1).astype(np.float32).reshape(-1, 1, 1, 1)
-        for number in range(3)
+        np.where(changed, 1 + most * (2 * drawn(state, 21 + number) - 1), 1).astype(np.float32).reshape(-1, 1, 1, 1) for number in range(3)
     )
     pixels = (images * brightness).clip(0, 255)
     middle = pixels.mean(axis=(1, 2, 3), keepdims=True)
@@ -252,11 +299,25 @@ def noisy_columns(inputs: Any, state: Array, changed: Array, columns: tuple[tupl
 
 def mixed(inputs: Array, state: Array, changed: Array, partners: Partners, size: float) -> Array:
     """Each row mixed with a partner drawn for its view; the row's own share is Beta(size, size), folded to one half or more."""
-    partner = partners.order[(_mix(state + np.uint64(41)) % np.uint64(len(partners.order))).astype(np.int64)]
-    share = betaincinv(size, size, _uniform(state, 42))
-    share = np.where(changed, np.maximum(share, 1 - share), 1).astype(np.float32).reshape(-1, *[1] * (inputs.ndim - 1))
+    partner, share = _mixture(state, changed, partners, size)
+    share = share.reshape(-1, *[1] * (inputs.ndim - 1))
     blend = inputs * share + partners.inputs[partner] * (1 - share)
     return _bytes(blend) if inputs.dtype == np.uint8 else np.asarray(blend, dtype=inputs.dtype)
+
+
+def _by_policy(policy: Policy, images: Array, state: Array, changed: Array) -> Array:
+    """Each image that is changed as the policy makes it, under a state of its own."""
+    chosen = np.flatnonzero(changed)
+    given = images.copy()
+    given[chosen] = policy.make(images[chosen], _mix(state[chosen] + np.uint64(51)))
+    return given
+
+
+def _mixture(state: Array, changed: Array, partners: Partners, size: float) -> tuple[Array, Array]:
+    """The partner of each row, and how much of the mixture is the row's own, float32."""
+    partner = partners.order[(_mix(state + np.uint64(41)) % np.uint64(len(partners.order))).astype(np.int64)]
+    share = betaincinv(size, size, drawn(state, 42))
+    return partner, np.where(changed, np.maximum(share, 1 - share), 1).astype(np.float32)
 
 
 def _moved(images: Array, down: Array, right: Array, mirrored: Array, shift: int) -> Array:
@@ -297,7 +358,7 @@ def _state(keys: Array, views: Array) -> Array:
     return _mix(keys[:, 0].astype(np.uint64) ^ _mix(keys[:, 1].astype(np.uint64) ^ _mix(views.astype(np.uint64))))
 
 
-def _uniform(state: Array, stream: int) -> Array:
+def drawn(state: Array, stream: int) -> Array:
     """One number in (0, 1) for each state."""
     return np.asarray(((_mix(state + np.uint64(stream)) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from understudy.errors import TransferSetError, did_you_mean
+from understudy.losses.stored import TAIL_TEMPERATURES, tail_at
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Columns = dict[str, Tensor]
 """Ending of a column's name (`""`, `/ids`, ...) -> tensor [rows, ...]."""
-
-TEMPERATURES = (1.0, 2.0, 4.0)
-"""Where the tail of a top-k answer is known exactly."""
 
 
 class Encoding(ABC):
@@ -103,13 +101,13 @@ class TopK(Encoding):
         log_probs = said.float().log_softmax(dim=-1)
         top, ids = log_probs.topk(min(self.top, said.shape[1] - 1), dim=-1)
         rest = log_probs.scatter(1, ids, -math.inf)
-        tail = torch.stack([(rest / temperature).logsumexp(dim=-1) for temperature in TEMPERATURES], dim=1)
+        tail = torch.stack([(rest / temperature).logsumexp(dim=-1) for temperature in TAIL_TEMPERATURES], dim=1)
         return {"/ids": ids.to(_id_type(said.shape[1])), "/top": top.half(), "/tail": tail}
 
     def decode(self, columns: Columns, classes: int, *, temperature: float) -> Tensor:
         top = columns["/top"].float()
         others = classes - top.shape[1]
-        each = temperature * (_tail_at(columns["/tail"], others, temperature) - math.log(others))
+        each = temperature * (tail_at(columns["/tail"], others, temperature) - math.log(others))
         dense = each[:, None].expand(-1, classes).contiguous()
         return dense.scatter_(1, columns["/ids"].long(), top)
 
@@ -210,23 +208,6 @@ def choose(said: Tensor, keys: np.ndarray[Any, Any], *, temperature: float, most
     there.sort(key=lambda one: one.bytes_per_row(said.shape[1]))
     found = (one for one in there if lost(one, said, keys, temperature=temperature)["kl"] <= most)
     return next(found, Dense("float32"))
-
-
-def _tail_at(tail: Tensor, others: int, temperature: float) -> Tensor:
-    """log sum exp(z / T) over the tail's classes, from its values at TEMPERATURES and at infinity, [rows]."""
-    if temperature in TEMPERATURES:
-        return tail[:, TEMPERATURES.index(temperature)]
-    knots = [1 / each for each in TEMPERATURES] + [0.0]
-    values = [*tail.unbind(1), torch.full_like(tail[:, 0], math.log(others))]
-
-    def cubic(at: float) -> Tensor:
-        weights = [math.prod((at - other) / (knot - other) for other in knots if other != knot) for knot in knots]
-        return sum((weight * value for weight, value in zip(weights, values, strict=True)), torch.zeros_like(values[0]))
-
-    at = 1 / temperature
-    if at <= 1:
-        return cubic(at)
-    return values[0] + (at - 1) * (values[0] - cubic(0.99)) / 0.01
 
 
 def _floored(top: Tensor, tail: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from understudy.data.rows import Kind
+from understudy.errors import RecipeError, did_you_mean
 from understudy.students._sound import LogMel, fit_log_mel
 
 LIMIT = 10.0
@@ -104,23 +106,35 @@ class ArrayPreprocessing(nn.Module):
 class ImagePreprocessing(nn.Module):
     """Encoded images uint8 [rows, height, width, channels] -> float32 [rows, channels, height, width], or flat.
 
-    `mean` and `std` have one value per channel, in units of 0 to 255.
+    `mean` and `std` have one value per channel, in units of 0 to 255. `resize` is the height and width that the network
+    reads, `size` those of the rows: bilinear, averaged where it gets smaller, as two products of matrices.
     """
 
     mean: Tensor
     std: Tensor
+    down: Tensor
+    across: Tensor
 
-    def __init__(self, mean: list[float], std: list[float], *, flatten: bool = False, size: list[int] | None = None) -> None:
+    def __init__(
+        self, mean: list[float], std: list[float], *, flatten: bool = False, size: list[int] | None = None, resize: list[int] | None = None
+    ) -> None:
         super().__init__()
-        self.flatten = flatten
-        height, width = size or (0, 0)
+        self.flatten, self.resizes = flatten, resize is not None
+        height, width = resize or size or (0, 0)
+        if resize is not None and size is not None:
+            self.register_buffer("down", _resizing(size[0], height))
+            self.register_buffer("across", _resizing(size[1], width).T.contiguous())
         self.features = [f"pixel {y},{x},{c}" for c in range(len(mean)) for y in range(height) for x in range(width)] if flatten else []
         self.spec = {"kind": "image", "mean": mean, "std": std, "flatten": flatten, "size": size}
+        self.spec |= {} if resize is None else {"resize": resize}
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1))
 
     def forward(self, encoded: Tensor) -> Tensor:
-        values = (encoded.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        values = encoded.permute(0, 3, 1, 2).to(torch.float32)
+        if self.resizes:
+            values = self.down @ values @ self.across
+        values = (values - self.mean) / self.std
         return values.flatten(1) if self.flatten else values
 
 
@@ -188,6 +202,39 @@ def fit_preprocessing(
         return ArrayPreprocessing(shape, mean.tolist(), np.where(std > 0, std, 1.0).tolist(), flatten=flatten)
     means, stds = _pixels(rows) if scale else ([0.0] * rows.shape[-1], [1.0] * rows.shape[-1])
     return ImagePreprocessing(means, stds, flatten=flatten, size=list(rows.shape[1:3]))
+
+
+def as_asked(prepared: nn.Module, asked: dict[str, Any]) -> nn.Module:
+    """The preprocessing of images with the size and normalisation that a network asks for: `image_size`, `mean` and `std`.
+
+    `mean` and `std` are in units of 0 to 1, as a teacher's; what is not asked for stays as it was fitted.
+    """
+    known = ("image_size", "mean", "std")
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise RecipeError(f"options.prepare: no {unknown[0]!r}; {did_you_mean(unknown[0], known)}", code="U504")
+    assert isinstance(prepared, ImagePreprocessing)
+    spec: dict[str, Any] = {name: value for name, value in prepared.spec.items() if name != "kind"}
+    channels = len(spec["mean"])
+    for name in ("mean", "std"):
+        if name in asked:
+            said = [float(value) * 255 for value in asked[name]]
+            if len(said) != channels or (name == "std" and min(said) <= 0):
+                raise RecipeError(f"options.prepare.{name} = {asked[name]}: one number per channel, {channels} here, in units of 0 to 1",
+                                  code="U504")  # fmt: skip
+            spec[name] = said
+    if "image_size" in asked:
+        size = asked["image_size"]
+        if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+            raise RecipeError(f"options.prepare.image_size = {size!r}: height and width in pixels, such as [16, 16]", code="U504")
+        spec["resize"] = list(size)
+    return ImagePreprocessing(**spec)
+
+
+def _resizing(before: int, after: int) -> Tensor:
+    """The matrix [after, before] that makes a line of pixels longer or shorter."""
+    line = torch.eye(before)[None, None]
+    return functional.interpolate(line, size=(after, before), mode="bilinear", antialias=True)[0, 0]
 
 
 def from_spec(spec: dict[str, Any]) -> nn.Module:

@@ -41,6 +41,7 @@ SHARE_ROWS = 32
 Validate = Callable[[nn.Module], dict[str, float]]
 Augment = Callable[[Tensor, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], Tensor]
 Ask = Callable[[Tensor, "Tensor | None", Tensor], Signals]
+Mixture = Callable[["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], tuple[Tensor, Tensor]]
 
 
 @final
@@ -54,6 +55,7 @@ class TrainingSet:
     `ask(rows, view, inputs)` gives the signals that are not held in memory, from a transfer set or a live teacher;
     `inputs` are those of the batch, in their views.
     `answered` bool [rows] marks the rows that the teacher has an answer to, None when all; the others hold zeros.
+    `mixture(keys, view)` gives the labels of the rows that each view is mixed with, and its own share, where views are mixed.
     `said_keys` are the keys as a tensor, which batches then carry: see `with_keys`.
     """
 
@@ -67,6 +69,7 @@ class TrainingSet:
     ask: Ask | None = None
     answered: Tensor | None = None
     said_keys: Tensor | None = None
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         said = {"labels": self.labels, "labelled": self.labelled, "keys": self.keys, "answered": self.answered, **self.teacher}
@@ -90,10 +93,13 @@ class TrainingSet:
                 inputs = self.augment(inputs, self.keys[rows.numpy()], view.numpy())
         if self.ask is not None:
             teacher |= self.ask(rows, view, inputs)
+        partner, share = None, None
+        if view is not None and self.mixture is not None and self.keys is not None:
+            partner, share = self.mixture(self.keys[rows.numpy()], view.numpy())
         labels = None if self.labels is None else self.labels.index_select(0, rows)
         labelled, answered = (None if mask is None else mask.index_select(0, rows) for mask in (self.labelled, self.answered))
         keys = None if self.said_keys is None else self.said_keys.index_select(0, rows)
-        return Batch(inputs, labels, labelled, teacher, answered, keys)
+        return Batch(inputs, labels, labelled, teacher, answered, keys, partner, share)
 
     def with_keys(self) -> TrainingSet:
         """The same set, whose batches say the content keys of their rows; InputError where there are none."""
@@ -316,7 +322,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     teacher = {name: said.to(device, non_blocking=True) for name, said in batch.teacher.items()}
     answered = None if batch.answered is None else batch.answered.to(device, non_blocking=True)
     keys = None if batch.keys is None else batch.keys.to(device, non_blocking=True)
-    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher, answered, keys)
+    partner, share = (None if value is None else value.to(device, non_blocking=True) for value in (batch.partner, batch.share))
+    return Batch(batch.inputs.to(device, non_blocking=True), labels, labelled, teacher, answered, keys, partner, share)
 
 
 def _validated(validate: Validate | None, live: Live) -> dict[str, float]:
@@ -359,8 +366,10 @@ def _shares(live: Live, task: Task, answer: Tensor, batch: Batch, read: Signals)
 
 
 def _part(batch: Batch, rows: int) -> Batch:
-    cut = [None if value is None else value[:rows] for value in (batch.labels, batch.labelled, batch.answered, batch.keys)]
-    return Batch(batch.inputs[:rows], cut[0], cut[1], {name: said[:rows] for name, said in batch.teacher.items()}, cut[2], cut[3])
+    given = {"labels": batch.labels, "labelled": batch.labelled, "answered": batch.answered, "keys": batch.keys}
+    given |= {"partner": batch.partner, "share": batch.share}
+    cut = {name: None if value is None else value[:rows] for name, value in given.items()}
+    return replace(batch, inputs=batch.inputs[:rows], teacher={name: said[:rows] for name, said in batch.teacher.items()}, **cut)
 
 
 def _signal_test(live: Live, data: TrainingSet, task: Task, seed: int, read: Signals) -> None:
