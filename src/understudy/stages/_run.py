@@ -23,6 +23,7 @@ from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
+from understudy.pools import Pool
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import is_answered
 from understudy.store.transfer_set import TransferSet
@@ -53,6 +54,7 @@ class Run:
     views: int = 1
     ensemble: Ensemble | None = None
     speaker: Teacher | None = None  # who teaches the student: the teacher, or the last of a chain
+    pool: Pool | None = None  # who asks the teacher about rows, None for this process
     middle: dict[str, list[Any]] = field(default_factory=dict)  # further models to measure, one per seed or one for all
 
     @property
@@ -77,6 +79,16 @@ class Run:
 
 def problems_of(error: InputError) -> Sequence[Problem]:
     return error.problems if isinstance(error, PreflightError) else [Problem(error.code, str(error.args[0]))]
+
+
+def refuse_other_storage(recipe: Recipe) -> None:
+    """A run lies on a file system that can lock, rename and map files into memory; an object store can none of them."""
+    if "://" in recipe.out:
+        raise RecipeError(
+            f"out = {recipe.out!r}: a run is written into a folder of a file system (locks, renames and memory maps are what keeps it "
+            "whole). Write it to a disk that all machines mount, and copy the finished transfer set to the object store",
+            code="U467",
+        )
 
 
 def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:

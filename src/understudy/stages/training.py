@@ -191,6 +191,7 @@ def _hear(run: Run, speaker: Teacher, folder: Path) -> None:
         batch_size=said.batch_size,
         dtype=said.dtype,
         shard_rows=said.shard_rows,
+        pool=run.pool,
         views=run.views,
         augment=run.seen,
         view_spec=spec,
