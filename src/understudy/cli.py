@@ -126,6 +126,18 @@ def check(
     pipeline.check(_recipe(locals()))
 
 
+@app.command(epilog="understudy plan recipes/adult.toml")
+def plan(
+    recipe: RecipeFile = None, set_: Set = None, teacher: Teacher = None, weights: Weights = None, trust: Trust = False, data: Data = None,
+    validation: Validation = None, test: Test = None, label: Label = None, task: Task = None, student: StudentModel = None, out: Out = None,
+    seeds: Seeds = None, seconds: Annotated[float, typer.Option(help="the probe's budget", min=1)] = 30.0,
+) -> None:  # fmt: skip
+    """What a run will take, from a short probe: rows, views, bytes, memory, time; too little disk or memory is refused."""
+    from understudy import pipeline
+
+    pipeline.plan(_recipe(locals()), seconds=seconds)
+
+
 @app.command(epilog="understudy explain recipes/adult.toml")
 def explain(recipe: RecipeFile = None, set_: Set = None) -> None:
     """The objective as formulas with this recipe's numbers, what each term reads, and the control's; no data is read."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect as inspecting
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,11 @@ from understudy.pools import Pool
 from understudy.ranks import Ranks
 from understudy.recipe import Recipe
 from understudy.stages._fitting import parameters_of
+from understudy.stages._foresight import note_time
 from understudy.stages._run import Run, answers_of, join_rows, open_run, problems_of, refuse_other_storage
 from understudy.stages._speaker import wire_layers
 from understudy.stages.judging import close_run, export_best, measure_all, same_measure, write_lock
+from understudy.stages.planning import foretold, keep, probe, refused
 from understudy.stages.rows import prepare_rows, refuse_other_data
 from understudy.stages.teachers import load_teachers, prepare_teacher
 from understudy.stages.teaching import teach_rows, views_of
@@ -123,7 +126,10 @@ def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None,
         return close_run(run, json.loads(finished.read_text(encoding="utf-8")))
     preflight(run, prepare_teacher)
     if last >= 1 and recipe.cohort is None:
+        started, complete = time.perf_counter(), (run.folder / "transfer" / "held_out" / "manifest.json").exists()
         teach_rows(run)
+        if not complete:
+            note_time(run, "teaching", time.perf_counter() - started)
     students: dict[int, dict[str, Student]] = {}
     if last >= 2 and recipe.cohort is not None:
         students = learn_together(run)
@@ -152,6 +158,21 @@ def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
     preflight(run, look_at_teacher)
     run.say("ready", f"nothing stands in the way; {len(run.warnings)} warnings")
     return run.warnings
+
+
+def plan(recipe: Recipe, *, seconds: float = 30.0, console: Console | None = None) -> dict[str, Any]:
+    """What the run will take, from a probe of so many seconds: rows, views, bytes, memory and seconds of each part.
+
+    The run's folder keeps it as plan.json, and the scorecard of the run says how far off it was. Raises PreflightError where
+    the disk (U208) or the memory (U468) is too small. A teacher that the recipe trains is trained on a few rows for it.
+    """
+    refuse_other_storage(recipe)
+    run = open_run(recipe, console or Console(stderr=False), fresh=False)
+    preflight(run, lambda run: None)
+    found = foretold(run, probe(run, seconds))
+    keep(run, found)
+    raise_errors(refused(run, found["parts"]))
+    return found
 
 
 def verify(store: str | Path, recipe: Recipe, *, rows: int = 64, seed: int = 0, console: Console | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ statistics are off.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
@@ -113,7 +114,11 @@ def train_on(on: str, ranks: int, work: Callable[[], Any], folder: Path) -> None
     All machines see the run's folder at the same place: the first rank writes it, the others read rows and answers there.
     """
     ray = connect(on)
-    train, torch_train = require("ray.train", "ray"), require("ray.train.torch", "ray")
+    with warnings.catch_warnings():
+        # its data sets, which are imported along and not used here, set an option of their own that is deprecated
+        warnings.filterwarnings("ignore", message=".*use_push_based_shuffle", category=DeprecationWarning)
+        train, torch_train = require("ray.train", "ray"), require("ray.train.torch", "ray")
+        importlib.import_module("ray.data").DataContext.get_current()
     place = {"work": packed(work), "folder": str(Path.cwd()), "path": list(sys.path)}
     trainer = torch_train.TorchTrainer(
         _rank,

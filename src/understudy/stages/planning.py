@@ -23,7 +23,7 @@ from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.errors import Problem, RecipeError
 from understudy.recipe import Recipe
-from understudy.stages._foresight import PARTS, PLAN, identity, peak_memory, seconds_of, stored_bytes
+from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
 from understudy.stages._run import Run, write_json
 from understudy.stages.teachers import prepare_teacher
 from understudy.stages.teaching import teach_rows
@@ -85,6 +85,9 @@ def _probe_one(run: Run, size: int) -> Probed:
         places = {"teacher": folder / "teacher", "student": folder / "seed-0" / "student", "control": folder / "seed-0" / "control"}
         for part, place in places.items():
             seconds[part], fixed[part] = _epoch(place)
+        if (folder / TIMES).exists() and not fixed["teacher"] and not seconds["teacher"]:  # an estimator, which has no epochs
+            fixed["teacher"] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
+        run.views = small.views
         rest = int(np.count_nonzero(small.rows.split != "train"))
         return Probed(size, rest, stored_bytes(folder / "transfer"), seconds, fixed, time.perf_counter() - began)
 
@@ -124,8 +127,8 @@ def _epoch(folder: Path) -> tuple[float, float]:
     if not (folder / "metrics.jsonl").exists():
         return 0.0, whole
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    ends = {line["epoch"]: line["seconds"] for line in lines}
-    first, last = min(ends), max(ends)
+    ends: dict[int, float] = {line["epoch"]: line["seconds"] for line in lines}
+    first, last = int(min(ends)), int(max(ends))
     epoch = (ends[last] - ends[first]) / (last - first) if last > first else whole
     return epoch, max(0.0, whole - (last - first + 1) * epoch)
 

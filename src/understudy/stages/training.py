@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         return student
     if (folder / "card.json").exists():
         return Student.load(folder, run.task)
+    started = time.perf_counter()
     features = student.features(data.inputs)
     signal = data.teacher.get(run.task.signal)
     student.estimator = fit_estimator(
@@ -341,7 +343,8 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         answered=None if signal is None or data.answered is None else data.answered.numpy(),
     )
     student.save(folder)
-    write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
+    about = {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model}
+    write_json(folder / "card.json", about | {"seconds": time.perf_counter() - started})
     run.say(name, f"seed {seed}: {recipe.student.model}, {count_of(student)}" + told_figures(run, student))
     return student
 
