@@ -115,8 +115,8 @@ def train_on(on: str, ranks: int, work: Callable[[], Any], folder: Path) -> None
     """
     ray = connect(on)
     with warnings.catch_warnings():
-        # its data sets, which are imported along and not used here, set an option of their own that is deprecated
-        warnings.filterwarnings("ignore", message=".*use_push_based_shuffle", category=DeprecationWarning)
+        # its data sets, which are imported along and not used here, set options of their own that are deprecated
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data\.context")
         train, torch_train = require("ray.train", "ray"), require("ray.train.torch", "ray")
         importlib.import_module("ray.data").DataContext.get_current()
     place = {"work": packed(work), "folder": str(Path.cwd()), "path": list(sys.path)}

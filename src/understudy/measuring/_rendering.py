@@ -119,8 +119,10 @@ def remarks(scorecard: Mapping[str, Any]) -> list[str]:
     if worst and worst["drop"] > 0:
         lost = f"{100 * worst['drop']:.1f} points ({worst['rows']:,} rows)"
         lines.append(f"largest loss of recall against the teacher: class {worst['class']}, {lost}")
-    if scorecard.get("plan"):
-        lines.append("plan: " + ", ".join(f"{name} {_beside(name, each)}" for name, each in scorecard["plan"].items()))
+    # what took no second is not worth a plan
+    plan = {name: each for name, each in scorecard.get("plan", {}).items() if max(each["came"], each["planned"]) >= 1}
+    if plan:
+        lines.append("plan: " + ", ".join(f"{name} {_beside(name, each)}" for name, each in plan.items()))
     return lines + list(scorecard["notes"])
 
 

@@ -95,7 +95,7 @@ def _probe_one(run: Run, size: int) -> Probed:
 def _small(run: Run, size: int, folder: Path) -> Run:
     """This run with fewer rows of each part and few epochs, in a folder of its own."""
     assert run.loaded is not None
-    share = size / max(1, np.count_nonzero(run.rows.split == "train"))
+    share = size / max(1, int(np.count_nonzero(run.rows.split == "train")))
     kept = [_first(np.flatnonzero(run.rows.split == part), share) for part in ("train", "validation", "test")]
     recipe = _short(run.recipe, folder)
     small = Run(recipe, folder, Console(quiet=True))
