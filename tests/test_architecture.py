@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "understudy"
 ROW = {
     "errors": 0,
     "losses": 1,
+    "pools": 1,
     "ranks": 1,
     "signals": 1,
     "tasks": 1,
@@ -36,6 +37,7 @@ ROW = {
     "teachers": 3,
     "students": 3,
     "adapters": 4,
+    "asking": 4,
     "checks": 5,
     "teaching": 5,
     "training": 5,

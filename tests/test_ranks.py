@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -98,3 +99,29 @@ def test_a_budget_of_time_is_refused_at_once(tmp_path: Path) -> None:
     assert ended.returncode != 0
     assert "U361" in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_two_processes_that_were_killed_go_on_and_hear_a_live_teacher(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    live = RECIPE.replace("epochs = 3\nbatch_size = 100", "epochs = 30\nbatch_size = 100\naugment = { noise = 0.5 }")
+    recipe.write_text(live + '[teaching]\nviews = "live"\n', encoding="utf-8")
+    one = started([], ["train", str(recipe), "--out", str(tmp_path / "one")])
+    assert one.returncode == 0, one.stderr
+    arguments = ["train", str(recipe), "--out", str(tmp_path / "two")]
+    first = subprocess.Popen([sys.executable, *TWO, "-m", "understudy", *arguments], env=ALONE)
+    student = tmp_path / "two" / "seed-0" / "student"
+    while not (student / "checkpoint.pt").exists():
+        assert first.poll() is None
+        os.sched_yield()
+    for process in (*psutil.Process(first.pid).children(recursive=True), first):
+        process.kill()
+    first.wait()
+    assert not (student / "card.json").exists()
+    two = started(TWO, arguments)
+    assert two.returncode == 0, two.stderr
+    assert not (tmp_path / "two" / "transfer" / "training").exists()
+    curves = [[line["loss"] for line in lines(tmp_path / run / "seed-0" / "student") if "loss" in line] for run in ("one", "two")]
+    assert len(curves[0]) == len(curves[1]) >= 30
+    torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=1e-5)

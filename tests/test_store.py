@@ -171,9 +171,8 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path: Path, monkeypatch: pytest.Mo
         into.write(keys(3), np.full(3, -1), {"logits": torch.zeros(3, 3)})
     with monkeypatch.context() as patch, writer(tmp_path) as into:
         patch.setattr("os.fsync", full)
-        into.write(keys(3, seed=1), np.full(3, -1), {"logits": torch.zeros(3, 3)})
         with pytest.raises(TransferSetError, match=r"U023 cannot write .*No space left on device. What is written is whole"):
-            into.finish()
+            into.write(keys(3, seed=1), np.full(3, -1), {"logits": torch.zeros(3, 3)})
     assert not list(tmp_path.glob(".*.part"))
     with writer(tmp_path) as into:
         assert len(into.keys) == 3

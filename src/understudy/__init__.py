@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from understudy.exporting.predict_template import predict
     from understudy.measuring.scorecard import measure
     from understudy.objectives import Objective
-    from understudy.pipeline import check, distill, explain, inspect, verify
+    from understudy.pipeline import check, distill, explain, inspect, plan, verify
     from understudy.store.transfer_set import TransferSet
     from understudy.tasks import Task
     from understudy.teachers import FakeTeacher, Teacher
@@ -65,6 +65,7 @@ _HOME = {
     "export": "exporting.artifact",
     "inspect": "pipeline",
     "measure": "measuring.scorecard",
+    "plan": "pipeline",
     "predict": "exporting.predict_template",
     "teach": "teaching",
     "train": "training.gradient",
@@ -98,6 +99,7 @@ __all__ = [
     "export",
     "inspect",
     "measure",
+    "plan",
     "predict",
     "teach",
     "train",

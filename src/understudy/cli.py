@@ -42,6 +42,12 @@ Require = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start the students over; the transfer set is kept")]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(help="processes that hold the teacher once each; on a cluster also ranks that train", min=1, show_default=False),
+]
+On = Annotated[str | None, typer.Option(help="a Ray cluster: ray (this machine's) or ray://host:10001", show_default=False)]
+
 
 def _recipe(given: dict[str, Any]) -> Any:
     """The recipe of a file and options together."""
@@ -95,7 +101,8 @@ def _put(said: dict[str, Any], place: str, value: Any) -> None:
 def _run(given: dict[str, Any], until: str) -> None:
     from understudy import pipeline
 
-    pipeline.distill(_recipe(given), until=until, fresh=given.get("fresh", False))  # type: ignore[arg-type]
+    options = {name: given[name] for name in ("fresh", "workers", "on") if name in given}
+    pipeline.distill(_recipe(given), until=until, **options)  # type: ignore[arg-type]
 
 
 @app.command(epilog="understudy distill recipes/adult.toml --set train.epochs=3 --require 'agreement>=0.9'")
@@ -119,6 +126,18 @@ def check(
     pipeline.check(_recipe(locals()))
 
 
+@app.command(epilog="understudy plan recipes/adult.toml")
+def plan(
+    recipe: RecipeFile = None, set_: Set = None, teacher: Teacher = None, weights: Weights = None, trust: Trust = False, data: Data = None,
+    validation: Validation = None, test: Test = None, label: Label = None, task: Task = None, student: StudentModel = None, out: Out = None,
+    seeds: Seeds = None, seconds: Annotated[float, typer.Option(help="the probe's budget", min=1)] = 30.0,
+) -> None:  # fmt: skip
+    """What a run will take, from a short probe: rows, views, bytes, memory, time; too little disk or memory is refused."""
+    from understudy import pipeline
+
+    pipeline.plan(_recipe(locals()), seconds=seconds)
+
+
 @app.command(epilog="understudy explain recipes/adult.toml")
 def explain(recipe: RecipeFile = None, set_: Set = None) -> None:
     """The objective as formulas with this recipe's numbers, what each term reads, and the control's; no data is read."""
@@ -127,14 +146,19 @@ def explain(recipe: RecipeFile = None, set_: Set = None) -> None:
     print(pipeline.explain(_recipe(locals())))
 
 
-@app.command(epilog="understudy teach recipes/adult.toml")
-def teach(recipe: RecipeFile = None, set_: Set = None, out: Out = None) -> None:
-    """Ask the teacher once about every row and keep its answers as the transfer set."""
+@app.command(epilog="understudy teach recipes/adult.toml --workers 4")
+def teach(
+    recipe: RecipeFile = None, set_: Set = None, out: Out = None, workers: Workers = None, on: On = None,
+) -> None:  # fmt: skip
+    """Ask the teacher once about every row and keep its answers as the transfer set; the files are the same whoever asks."""
     _run(locals(), "teach")
 
 
 @app.command(epilog="understudy train recipes/adult.toml")
-def train(recipe: RecipeFile = None, set_: Set = None, out: Out = None, seeds: Seeds = None, fresh: Fresh = False) -> None:
+def train(
+    recipe: RecipeFile = None, set_: Set = None, out: Out = None, seeds: Seeds = None, fresh: Fresh = False, workers: Workers = None,
+    on: On = None,
+) -> None:  # fmt: skip
     """Train the student and its control on the transfer set (taught first if it is not there)."""
     _run(locals(), "train")
 

@@ -40,6 +40,7 @@ from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.features import asked_layers
 from understudy.objectives import Objective
+from understudy.pools import Pool, Processes
 from understudy.recipe import DataSection, FurtherSection, OptimizerSection, Recipe, TeacherMember, TeacherTrainSection
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
@@ -431,6 +432,28 @@ def _text_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
     if source.startswith("hf:"):
         return hugging_face.load(source, task=task, classes=classes, pretrained=said.pretrained, options=said.options)
     return sentences.load(source, task=task, rows=rows, cache=cache, pretrained=said.pretrained, options=said.options)
+
+
+def build_pool(workers: int | None, on: str | None) -> Pool | None:
+    """Who asks the teacher: this process (None), processes here, or the actors of a cluster."""
+    if on is None:
+        return None if workers in (None, 1) else Processes(int(workers or 1))
+    from understudy.adapters import ray_cluster
+
+    return ray_cluster.RayPool(_cluster(on), workers)
+
+
+def train_on(on: str, ranks: int | None, work: Callable[[], Any], folder: Path) -> None:
+    """Do this work in ranks of one training on a cluster, two of them unless it is said."""
+    from understudy.adapters import ray_cluster
+
+    ray_cluster.train_on(_cluster(on), ranks or 2, work, folder)
+
+
+def _cluster(on: str) -> str:
+    if on != "ray" and not on.startswith("ray://"):
+        raise RecipeError(f"--on {on!r}: say ray (the cluster that this machine is part of) or ray://host:10001", code="U464")
+    return on
 
 
 def free_teacher_options(said: TeacherMember) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect as inspecting
 import json
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +26,15 @@ from understudy.errors import InputError, Problem, TransferSetError, raise_error
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
+from understudy.pools import Pool
 from understudy.ranks import Ranks
 from understudy.recipe import Recipe
 from understudy.stages._fitting import parameters_of
-from understudy.stages._run import Run, answers_of, join_rows, open_run, problems_of
+from understudy.stages._foresight import note_time
+from understudy.stages._run import Run, answers_of, join_rows, open_run, problems_of, refuse_other_storage
 from understudy.stages._speaker import wire_layers
 from understudy.stages.judging import close_run, export_best, measure_all, same_measure, write_lock
+from understudy.stages.planning import foretold, keep, probe, refused
 from understudy.stages.rows import prepare_rows, refuse_other_data
 from understudy.stages.teachers import load_teachers, prepare_teacher
 from understudy.stages.teaching import teach_rows, views_of
@@ -47,17 +52,32 @@ Stage = Literal["check", "teach", "train", "export", "measure"]
 STAGES: tuple[Stage, ...] = ("check", "teach", "train", "export", "measure")
 
 
-def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
+def distill(
+    recipe: Recipe,
+    *,
+    until: Stage = "measure",
+    fresh: bool = False,
+    console: Console | None = None,
+    workers: int | None = None,
+    on: str | None = None,
+) -> dict[str, Any]:
     """Do everything the recipe says, up to and including a stage; gives the scorecard (empty before `measure`).
 
     Raises PreflightError with every problem found before training, RequirementError when a gate of
     `measure.require` is not met. The run's folder is continued when it holds this recipe, refused when it holds
     another one; `fresh` starts students over (the transfer set is kept, since it is keyed by content). Under torchrun or
     `accelerate launch` all processes train, and the first does everything else; the others get an empty scorecard.
+
+    `workers` processes ask the teacher, here or `on` a Ray cluster (`ray`, `ray://host:port`), which holds as many ranks of the
+    training then; all of its machines see the run's folder at the same place.
     """
+    refuse_other_storage(recipe)
+    if on is not None and until == "train":
+        return _train_on(recipe, on, workers, fresh, console)
     ranks = Ranks.here()
+    pool = make.build_pool(workers, on)
     if ranks is None:
-        return _distill(recipe, until, fresh, console, None)
+        return _distill(recipe, until, fresh, console, None, pool)
     ranks.check_budget(recipe.train.max_time)
     if recipe.cohort is not None or recipe.chain or recipe.generations is not None:
         ranks.refuse("cohorts, chains and generations")
@@ -66,7 +86,14 @@ def distill(recipe: Recipe, *, until: Stage = "measure", fresh: bool = False, co
     if not ranks.leads:
         return _follow(recipe, ranks)
     with ranks.leading():
-        return _distill(recipe, until, fresh, console, ranks)
+        return _distill(recipe, until, fresh, console, ranks, pool)
+
+
+def _train_on(recipe: Recipe, on: str, workers: int | None, fresh: bool, console: Console | None) -> dict[str, Any]:
+    """Teach on a cluster, then train there; each rank does what a process under torchrun does."""
+    distill(recipe, until="teach", fresh=fresh, console=console, workers=workers, on=on)
+    make.train_on(on, workers, partial(distill, recipe, until="train", console=None), Path(recipe.out))
+    return {}
 
 
 def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
@@ -88,8 +115,9 @@ def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     return {}
 
 
-def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None, ranks: Ranks | None) -> dict[str, Any]:
+def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None, ranks: Ranks | None, pool: Pool | None) -> dict[str, Any]:
     run = open_run(recipe, console or Console(stderr=False), fresh=fresh)
+    run.pool = pool
     finished = run.folder / "scorecard.json"
     last = STAGES.index(until)
     if until == "measure" and finished.exists() and same_measure(run):
@@ -98,7 +126,10 @@ def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None,
         return close_run(run, json.loads(finished.read_text(encoding="utf-8")))
     preflight(run, prepare_teacher)
     if last >= 1 and recipe.cohort is None:
+        started, complete = time.perf_counter(), (run.folder / "transfer" / "held_out" / "manifest.json").exists()
         teach_rows(run)
+        if not complete:
+            note_time(run, "teaching", time.perf_counter() - started)
     students: dict[int, dict[str, Student]] = {}
     if last >= 2 and recipe.cohort is not None:
         students = learn_together(run)
@@ -127,6 +158,21 @@ def check(recipe: Recipe, *, console: Console | None = None) -> list[str]:
     preflight(run, look_at_teacher)
     run.say("ready", f"nothing stands in the way; {len(run.warnings)} warnings")
     return run.warnings
+
+
+def plan(recipe: Recipe, *, seconds: float = 30.0, console: Console | None = None) -> dict[str, Any]:
+    """What the run will take, from a probe of so many seconds: rows, views, bytes, memory and seconds of each part.
+
+    The run's folder keeps it as plan.json, and the scorecard of the run says how far off it was. Raises PreflightError where
+    the disk (U208) or the memory (U468) is too small. A teacher that the recipe trains is trained on a few rows for it.
+    """
+    refuse_other_storage(recipe)
+    run = open_run(recipe, console or Console(stderr=False), fresh=False)
+    preflight(run, lambda run: None)
+    found = foretold(run, probe(run, seconds))
+    keep(run, found)
+    raise_errors(refused(run, found["parts"]))
+    return found
 
 
 def verify(store: str | Path, recipe: Recipe, *, rows: int = 64, seed: int = 0, console: Console | None = None) -> dict[str, Any]:

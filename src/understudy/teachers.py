@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, cast, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -77,6 +77,15 @@ class Remote(Protocol):
 
     def quote(self, inputs: Any, further: int = 0) -> str:
         """What asking these rows, and `further` ones like them, takes; nothing is asked."""
+        ...
+
+
+@runtime_checkable
+class PreparesOwn(Protocol):
+    """A preparation that need not copy rows which nobody else holds."""
+
+    def of_own(self, inputs: Any) -> Tensor:
+        """These rows as the module reads them, perhaps in the same memory."""
         ...
 
 
@@ -163,22 +172,31 @@ class TorchTeacher:
         self.task = task
         self._prepare = prepare
         self._answers = Answers(output, task)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._preparation = preparation or repr(prepare) if isinstance(prepare, nn.Module) else preparation
 
-    def signals(self, inputs: Any) -> Signals:
+    def signals(self, inputs: Any, *, own: bool = False) -> Signals:
+        """What the module says; rows that are its `own` may be read in place, and changed."""
         first = next(self.module.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
-        said, features = [], list[Signals]()
-        with taps(self.module, self.layers) as read, evaluating(self.module), torch.inference_mode():
-            for start in range(0, max(len(inputs), 1), self._batch_size):
-                prepared = self._prepare(take(inputs, slice(start, start + self._batch_size)))
-                with failing(self.name):
-                    answered = self.module(prepared.to(device))
-                said.append(as_tensor(answered))
-                features.append({layer: value.float().cpu() for layer, value in read.items()})
-        answers = {name: value.clone() for name, value in self._answers.signal(torch.cat(said)).items()}
-        return answers | {f"features/{layer}": torch.cat([part[layer] for part in features]).clone() for layer in self.layers}
+        prepare, preparation = self._prepare, cast("object", self._prepare)
+        if own and isinstance(preparation, PreparesOwn):
+            prepare = preparation.of_own
+        whole: dict[str, Tensor] = {}
+        with taps(self.module, self.layers) as read, evaluating(self.module):
+            for start in range(0, max(len(inputs), 1), self.batch_size):
+                some = inputs if len(inputs) <= self.batch_size else take(inputs, slice(start, start + self.batch_size))
+                with torch.inference_mode():
+                    prepared = prepare(some)
+                    with failing(self.name):
+                        answered = self.module(prepared.to(device))
+                    said = {"": as_tensor(answered)} | {layer: value.float().cpu() for layer, value in read.items()}
+                # tensors of inference mode cannot enter a gradient later: what leaves here is copied once, into plain ones
+                for name, value in said.items():
+                    if start == 0:
+                        whole[name] = torch.empty((len(inputs), *value.shape[1:]))
+                    whole[name][start : start + self.batch_size] = value
+        return self._answers.signal(whole.pop("")) | {f"features/{layer}": value for layer, value in whole.items()}
 
     def giving(self, layers: Sequence[str]) -> TorchTeacher:
         """The same teacher, whose signals hold `features/<layer>` too."""
@@ -189,7 +207,7 @@ class TorchTeacher:
             prepare=self._prepare,
             output=self._answers.declared,
             name=self.name,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             preparation=self._preparation,
             layers=layers,
         )
@@ -215,6 +233,20 @@ class TorchTeacher:
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def batches_itself(teacher: Any, batch_size: int) -> bool:
+    """Whether this teacher may be given any number of rows and goes through them in batches of this size."""
+    if isinstance(teacher, Matched):
+        return batches_itself(teacher.teacher, batch_size)
+    return isinstance(teacher, TorchTeacher) and teacher.batch_size == batch_size
+
+
+def signals_of_own(teacher: Teacher, inputs: Any) -> Signals:
+    """What a teacher says of rows that nobody else holds, so that it need not copy them first."""
+    if isinstance(teacher, Matched):
+        return teacher.placed(signals_of_own(teacher.teacher, inputs))
+    return teacher.signals(inputs, own=True) if isinstance(teacher, TorchTeacher) else teacher.signals(inputs)
 
 
 @contextmanager
@@ -407,7 +439,10 @@ class Matched:
         self.classes = task.classes or None
 
     def signals(self, inputs: Any) -> Signals:
-        said = self.teacher.signals(inputs)
+        return self.placed(self.teacher.signals(inputs))
+
+    def placed(self, said: Signals) -> Signals:
+        """What the teacher said, its columns in the data's order."""
         return {name: self._placed(value) if name.rpartition("/")[2] == LOGITS else value for name, value in said.items()}
 
     def _placed(self, value: Tensor) -> Tensor:

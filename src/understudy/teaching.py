@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from understudy.asking import Augment, Integers, Questions, answer, answers, answers_of_pool, joined
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError, TransferSetError
+from understudy.pools import Pool
 from understudy.signals import Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, StoredType, choose, lost
 from understudy.store.transfer_set import TransferSet, find_keys
@@ -29,8 +32,6 @@ from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
 from understudy.teachers import Refittable, Teacher, check_missing, comparable, digest, max_missing, take
 
-Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
-Integers = np.ndarray[Any, np.dtype[np.int64]]
 SHARD_BYTES = 2**26
 """Answers are gathered in memory, as float32, until a shard is written."""
 FRAMES = 256
@@ -75,6 +76,7 @@ def teach(
     augment: Augment | None = None,
     view_spec: dict[str, Any] | None = None,
     folds: OutOfFold | None = None,
+    pool: Pool | None = None,
     progress: bool = True,
 ) -> TransferSet:
     """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
@@ -87,6 +89,8 @@ def teach(
     `augment(inputs, keys, view)` makes views 1 and on; view 0 is the plain row. Answers that are NaN or infinite are
     refused with the rows' names after all rows were asked; the good shards stay. A remote teacher may have no answer to a
     row: it is stored as NaN, and refused (U335) when there are more of them than the teacher's `max_missing`.
+
+    With a `pool` the rows of each shard are asked by one of its workers, which all hold the teacher; the files are the same.
     """
     if views > 1 and (augment is None or folds is not None):
         raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
@@ -113,18 +117,25 @@ def teach(
     with TransferWriter(Path(to), **spec) as writer:
         shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * task.outputs * (FRAMES if task.kind == "recognition" else 1))))
         asked = _missing(rows.keys, writer.keys)
-        with _progress(len(asked), progress, teacher.name) as advance:
-            for start in range(0, len(asked), shard_rows):
-                chunk = asked[start : start + shard_rows]
-                said = _ask(teacher, rows, chunk, task, batch_size, views, augment, advance)
-                fold = np.full(len(chunk), -1, dtype=np.int8)
-                if folds is not None:
-                    said, fold = _replace(said, rows.keys[chunk], folds)
-                wrong = _not_finite(said, writer.dtype, unanswered=allowed > 0)
-                bad.extend(chunk[wrong].tolist())
-                if not wrong.any():
-                    _settle(writer, said, rows.keys[chunk], dtype, most_lost, temperature, views=views)
-                    writer.write(rows.keys[chunk], fold, said)
+        chunks = [asked[start : start + shard_rows] for start in range(0, len(asked), shard_rows)]
+
+        def store(chunk: Integers, parts: list[Signals]) -> None:
+            said = joined(parts)
+            fold = np.full(len(chunk), -1, dtype=np.int8)
+            if folds is not None:
+                said, fold = _replace(said, rows.keys[chunk], folds)
+            wrong = _not_finite(said, writer.dtype, unanswered=allowed > 0)
+            bad.extend(chunk[wrong].tolist())
+            if not wrong.any():
+                _settle(writer, said, rows.keys[chunk], dtype, most_lost, temperature, views=views)
+                writer.write(rows.keys[chunk], fold, said)
+
+        questions = Questions(teacher, task, batch_size, views, augment)
+        with _progress(len(asked), progress, teacher.name) as advance, _Behind() as behind:
+            given = (rows.inputs, rows.keys, chunks, advance)
+            answered = answers(questions, *given) if pool is None or not chunks else answers_of_pool(pool, questions, *given)
+            for chunk, parts in zip(chunks, answered, strict=True):
+                behind.do(store, chunk, parts)
         if bad:
             raise TeacherError(
                 f"{len(bad):,} of {len(asked):,} teacher rows are NaN or infinite as {dtype} (first: {rows.name(min(bad))}). "
@@ -161,53 +172,45 @@ def _settle(
 
 def _missing(keys: Integers, there: Integers) -> Integers:
     """Positions of the rows to ask, in the order of their keys, equal keys once."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    order = np.argsort(keys[:, 0], kind="stable")
     ordered = keys[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    order = order[first]
+    same = ordered[1:, 0] == ordered[:-1, 0]
+    if same.any():  # equal rows, or what hardly ever happens: keys that share their first half only
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        ordered = keys[order]
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+        order = order[first]
     return np.asarray(order[find_keys(there, keys[order]) < 0])
 
 
-def _ask(
-    teacher: Teacher,
-    rows: Rows,
-    chunk: Integers,
-    task: Task,
-    batch_size: int,
-    views: int,
-    augment: Augment | None,
-    advance: Callable[[int], None],
-) -> Signals:
-    said: dict[str, list[Tensor]] = {}
-    for start in range(0, len(chunk), batch_size):
-        positions = chunk[start : start + batch_size]
-        inputs = take(rows.inputs, positions)
-        answers = [_answer(teacher, inputs, task)]
-        if augment is not None:
-            answers += [_answer(teacher, augment(inputs, rows.keys[positions], view), task) for view in range(1, views)]
-        for name in answers[0]:
-            said.setdefault(name, []).append(answers[0][name] if views == 1 else torch.stack([answer[name] for answer in answers], dim=1))
-        advance(len(positions))
-    return {name: torch.cat(parts) for name, parts in said.items()}
+@final
+class _Behind:
+    """One thing after the other on a thread of its own, at most one of them open: a shard is stored while the next is asked."""
 
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teaching")
+        self._open: Future[None] | None = None
 
-def _answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
-    said = {name: _plain(value) for name, value in teacher.signals(inputs).items()}
-    shape = tuple(said[task.signal].shape) if task.signal in said else None
-    fits = shape is not None and shape[:1] + shape[-1:] == (len(inputs), task.outputs)
-    if not fits or len(shape or ()) != (3 if task.kind == "recognition" else 2):
-        raise TeacherError(
-            f"{teacher.name} answers {task.signal} of shape {shape} for {len(inputs)} rows, the task needs {(len(inputs), task.outputs)}; "
-            "match its classes with the data's first (teacher.classes)",
-            code="U010",
-        )
-    return said
+    def __enter__(self) -> _Behind:
+        return self
 
+    def do(self, work: Callable[..., None], *given: Any) -> None:
+        """Begin this once what came before is done; an error of that is raised here."""
+        self._settle()
+        self._open = self._thread.submit(work, *given)
 
-def _plain(value: Tensor) -> Tensor:
-    value = value.detach().cpu()
-    return value.float() if value.is_floating_point() else value
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._settle()
+        finally:
+            self._thread.shutdown(wait=True)
+
+    def _settle(self) -> None:
+        if self._open is not None:
+            opened, self._open = self._open, None
+            opened.result()
 
 
 def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, np.ndarray[Any, np.dtype[np.int8]]]:
@@ -226,12 +229,22 @@ def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, 
 def _not_finite(said: Signals, dtype: torch.dtype, *, unanswered: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Rows that hold NaN, or more than the stored type can say; `unanswered` lets those pass that hold no number at all."""
     most = torch.finfo(dtype).max
+    if all(_within(value, most) for value in said.values() if value.is_floating_point()):
+        return np.zeros(len(next(iter(said.values()))), dtype=bool)
     wrong = [
         ~(value.flatten(1).abs().amax(dim=1) <= most) & (is_answered(value) | (not unanswered))
         for value in said.values()
         if value.is_floating_point()
     ]
     return np.asarray(torch.stack(wrong).any(dim=0).numpy())
+
+
+def _within(value: Tensor, most: float) -> bool:
+    """Whether all numbers are finite and no larger than this; NaN is neither."""
+    if not value.numel():
+        return True
+    low, high = value.aminmax()
+    return bool(low >= -most) and bool(high <= most)
 
 
 @contextmanager
@@ -335,7 +348,7 @@ def out_of_fold(teacher: Teacher, rows: Rows, *, task: Task, folds: int = 5, see
                 speaker = teacher.refit(take(rows.inputs, others), labels[others])
             for start in range(0, len(inside), batch_size):
                 positions = inside[start : start + batch_size]
-                answers[torch.from_numpy(positions)] = _answer(speaker, take(rows.inputs, positions), task)[task.signal]
+                answers[torch.from_numpy(positions)] = answer(speaker, take(rows.inputs, positions), task)[task.signal]
         return {task.signal: answers}
 
     order = np.lexsort((rows.keys[:, 1], rows.keys[:, 0]))

@@ -119,7 +119,17 @@ def remarks(scorecard: Mapping[str, Any]) -> list[str]:
     if worst and worst["drop"] > 0:
         lost = f"{100 * worst['drop']:.1f} points ({worst['rows']:,} rows)"
         lines.append(f"largest loss of recall against the teacher: class {worst['class']}, {lost}")
+    # what took no second is not worth a plan
+    plan = {name: each for name, each in scorecard.get("plan", {}).items() if max(each["came"], each["planned"]) >= 1}
+    if plan:
+        lines.append("plan: " + ", ".join(f"{name} {_beside(name, each)}" for name, each in plan.items()))
     return lines + list(scorecard["notes"])
+
+
+def _beside(name: str, each: Mapping[str, float]) -> str:
+    """What came, and how far that is from what was planned."""
+    told = size(each["came"]) if name in ("bytes", "memory") else duration(1e6 * each["came"])
+    return f"{told} ({100 * each['off']:+.0f} %)"
 
 
 def size(count: float) -> str:
@@ -139,6 +149,8 @@ def duration(microseconds: float) -> str:
     >>> duration(8.21), duration(12_345.6)
     ('8.2 us', '12.3 ms')
     """
+    if microseconds >= 1e6:
+        return f"{microseconds / 1e6:.1f} s"
     return f"{microseconds:.1f} us" if microseconds < 1000 else f"{microseconds / 1e3:.1f} ms"
 
 

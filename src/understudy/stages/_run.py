@@ -23,6 +23,7 @@ from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
+from understudy.pools import Pool
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import is_answered
 from understudy.store.transfer_set import TransferSet
@@ -55,6 +56,7 @@ class Run:
     last: Teacher | None = None  # the last of a chain, once it is trained
     speaker: Teacher | None = None  # who teaches next: the teacher or one of a chain, giving the layers that terms read too
     wired: list[str] = field(default_factory=list)  # the pairs of layers that were told
+    pool: Pool | None = None  # who asks the teacher about rows, None for this process
     middle: dict[str, list[Any]] = field(default_factory=dict)  # further models to measure, one per seed or one for all
 
     @property
@@ -79,6 +81,16 @@ class Run:
 
 def problems_of(error: InputError) -> Sequence[Problem]:
     return error.problems if isinstance(error, PreflightError) else [Problem(error.code, str(error.args[0]))]
+
+
+def refuse_other_storage(recipe: Recipe) -> None:
+    """A run lies on a file system that can lock, rename and map files into memory; an object store can none of them."""
+    if "://" in recipe.out:
+        raise RecipeError(
+            f"out = {recipe.out!r}: a run is written into a folder of a file system (locks, renames and memory maps are what keeps it "
+            "whole). Write it to a disk that all machines mount, and copy the finished transfer set to the object store",
+            code="U467",
+        )
 
 
 def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:

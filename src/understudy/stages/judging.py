@@ -15,6 +15,7 @@ from understudy.data.rows import Rows
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.stages._fitting import parameters_of, validation_of
+from understudy.stages._foresight import looked_back
 from understudy.stages._run import Run, answered_rows, answers_of, label_digest, size_of, version_of, write_json
 from understudy.students.student import Student
 from understudy.teachers import Ensemble, remotes
@@ -82,6 +83,9 @@ def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dic
             "train_rows": int(np.count_nonzero(run.rows.split == "train")),
         },
     )
+    planned = looked_back(run)
+    if planned is not None:
+        card["plan"] = planned
     write_json(run.folder / "scorecard.json", card)
     artifact.add_scorecard(exported["folder"], card)
     return card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from understudy.data.views import WITHOUT_END
 from understudy.errors import PreflightError, RecipeError, TeacherError, raise_errors
 from understudy.measuring import scorecard as cards
 from understudy.stages._fitting import fit_network
+from understudy.stages._foresight import note_time
 from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of
 from understudy.teachers import Matched, Teacher, check_missing, max_missing, remotes
 
@@ -27,7 +29,9 @@ def prepare_teacher(run: Run) -> None:
         return  # nobody comes before a cohort: learn_together makes one
     validation = run.rows.part("validation")
     if said.train is not None:
+        started = time.perf_counter()
         teacher = train_teacher(run)
+        note_time(run, "teacher", time.perf_counter() - started)
     else:
         loaded = load_teachers(run)
         teacher = loaded[0]

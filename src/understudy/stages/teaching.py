@@ -13,6 +13,7 @@ from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError, raise_errors
 from understudy.measuring import scorecard as cards
+from understudy.pools import Pool
 from understudy.signals import is_answered
 from understudy.stages._run import Run, answered_rows, join_rows, size_of
 from understudy.stages._speaker import wire_layers
@@ -37,6 +38,7 @@ def teach_rows(run: Run) -> None:
         return
     folds = _folds(run, train_rows)
     options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
+    options["pool"] = _pool(run)
     folder = run.folder / "transfer"
     temperature = 1.0
     if said.encoding != "dense":
@@ -80,6 +82,15 @@ def teach_rows(run: Run) -> None:
     assert run.taught is not None
     if run.taught.encoding["measured"]:
         run.say("encoding", _loss_of(run.taught))
+
+
+def _pool(run: Run) -> Pool | None:
+    """Who asks: a server is asked from here, which already has many questions open at once."""
+    if run.pool is not None and remotes(run.teacher):
+        raise TransferSetError(
+            "a server is asked from one process, many rows at once (teacher.options.concurrency): leave out --workers and --on", code="U463"
+        )
+    return run.pool
 
 
 def _unanswered(run: Run) -> int:

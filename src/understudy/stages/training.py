@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,7 @@ def _hear(run: Run, folder: Path) -> None:
         batch_size=said.batch_size,
         dtype=said.dtype,
         shard_rows=said.shard_rows,
+        pool=run.pool,
         views=run.views,
         augment=run.seen,
         view_spec=spec,
@@ -331,6 +333,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         return student
     if (folder / "card.json").exists():
         return Student.load(folder, run.task)
+    started = time.perf_counter()
     features = student.features(data.inputs)
     softening = recipe.objective.temperature
     soft = recipe.objective.target == "soft" and "temperature" in _set(recipe) and isinstance(softening, int | float)
@@ -347,7 +350,8 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
         answered=None if signal is None or data.answered is None else data.answered.numpy(),
     )
     student.save(folder)
-    write_json(folder / "card.json", {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model})
+    about = {"name": name, "seed": seed, "rows": len(data.inputs), "student": recipe.student.model}
+    write_json(folder / "card.json", about | {"seconds": time.perf_counter() - started})
     run.say(name, f"seed {seed}: {recipe.student.model}, {count_of(student)}" + told_figures(run, student))
     return student
 

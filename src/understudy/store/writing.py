@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, final
@@ -73,10 +72,9 @@ class TransferWriter:
         }
         self._entries: dict[int, dict[str, Any]] = {}
         self._shapes: dict[str, Any] = {}
+        self._planned = True
         self._digest = hashlib.blake2b(json.dumps(self._plan, sort_keys=True).encode(), digest_size=16).hexdigest()
         self._lock: int | None = None
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="transfer-set")
-        self._writing: Future[None] | None = None
         self.keys = np.zeros((0, 2), dtype=np.int64)
 
     def __enter__(self) -> TransferWriter:
@@ -94,20 +92,15 @@ class TransferWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if error is None:
-                self._settled()
-        finally:
-            self._disk.shutdown(wait=True)
-            self._release()
+        self._release()
 
     def settle(self, encoding: Encoding, measured: dict[str, Any]) -> None:
         """Keep to this encoding, and say what it was measured to lose."""
         self.encoding, self.measured = encoding, measured
-        write_json(self.folder / PLAN, self._noted())
+        self._planned = False  # the next shard writes it down first
 
     def write(self, keys: np.ndarray[Any, Any], fold: np.ndarray[Any, Any], signals: dict[str, Tensor]) -> None:
-        """Store these rows as one shard; it is being written when this returns, and on the disk when the next call does."""
+        """Store these rows as one shard, which is on the disk when this returns."""
         assert self.encoding is not None
         number = next(n for n in range(len(self._entries) + 1) if n not in self._entries)
         tensors: dict[str, Tensor] = {}
@@ -116,28 +109,13 @@ class TransferWriter:
             encoding = self.encoding if self._is_answer(name, value) else Dense(str(self._type_of(value)).removeprefix("torch."))  # type: ignore[arg-type]
             tensors |= {name + ending: column for ending, column in self._encoded(encoding, value.detach(), keys).items()}
             shapes[name] = {"shape": list(value.shape[2 if self._views > 1 else 1 :]), "encoding": encoding.spec}
-        self._settled()
-        if not self._shapes:
-            self._shapes = shapes
+        if not self._shapes or not self._planned:
+            self._shapes = self._shapes or shapes
             write_json(self.folder / PLAN, self._noted())
+            self._planned = True
         tensors |= {KEYS: torch.from_numpy(np.ascontiguousarray(keys)), FOLD: torch.from_numpy(np.asarray(fold, dtype=np.int8))}
-        self._entries[number] = {}
-        # the disk is waited for while the teacher answers the next rows
-        self._writing = self._disk.submit(self._write_shard, number, tensors)
-
-    def _write_shard(self, number: int, tensors: dict[str, Tensor]) -> None:
-        try:
-            (self.folder / MANIFEST).unlink(missing_ok=True)
-            self._entries[number] = write_shard(self.folder / shard_name(number), tensors, self._note())
-        except BaseException:
-            del self._entries[number]
-            raise
-
-    def _settled(self) -> None:
-        """Wait until what was given is on the disk; its error is raised here."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        self._entries[number] = write_shard(self.folder / shard_name(number), tensors, self._note())
 
     @property
     def _views(self) -> int:
@@ -174,7 +152,6 @@ class TransferWriter:
 
     def finish(self) -> None:
         """Write the manifest; the transfer set is complete."""
-        self._settled()
         shards = [self._entries[number] for number in sorted(self._entries)]
         if not shards:
             raise TransferSetError("no row to teach: the rows given are empty", code="U027")

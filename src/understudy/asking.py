@@ -1,0 +1,118 @@
+"""Asking a teacher about many rows: in blocks of batches, the next block made ready while it answers, or in other processes.
+
+What comes out depends on the rows, their order and the size of a batch alone, never on who asked or how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from understudy.errors import TeacherError
+from understudy.pools import Pool, in_order
+from understudy.signals import Signals
+from understudy.tasks import Task
+from understudy.teachers import Teacher, batches_itself, signals_of_own, take
+
+Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+Parts = list[Signals]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+BLOCK_BYTES = 2**22
+"""Raw rows made ready at once, where the teacher goes through them in batches of its own."""
+AHEAD = 2
+
+
+@final
+@dataclass(frozen=True)
+class Questions:
+    """A teacher and how it is asked; called with (inputs, keys) it gives the answers to all of them, as arrays."""
+
+    teacher: Teacher
+    task: Task
+    batch_size: int
+    views: int = 1
+    augment: Augment | None = None
+
+    def __call__(self, item: tuple[Any, Integers]) -> dict[str, np.ndarray[Any, Any]]:
+        inputs, keys = item
+        parts = next(answers(self, inputs, keys, [np.arange(len(keys))]))
+        return {name: value.numpy() for name, value in joined(parts).items()}
+
+    def blocks(self, inputs: Any, chunk: Integers) -> list[Integers]:
+        """The positions that are asked in one call each."""
+        size = self.batch_size
+        if batches_itself(self.teacher, size) and isinstance(inputs, np.ndarray) and len(inputs):
+            size *= max(1, BLOCK_BYTES // max(1, inputs[:1].nbytes * size))
+        return [chunk[start : start + size] for start in range(0, len(chunk), size)]
+
+    def ready(self, inputs: Any, keys: Integers, positions: Integers, view: int) -> Any:
+        """These rows in this view."""
+        rows = take(inputs, positions)
+        return rows if view == 0 or self.augment is None else self.augment(rows, keys[positions], view)
+
+
+def answers(
+    questions: Questions, inputs: Any, keys: Integers, chunks: Iterable[Integers], advance: Callable[[int], None] = lambda rows: None
+) -> Iterator[Parts]:
+    """What the teacher says of each chunk of rows, in parts that belong one after the other."""
+    chunks = list(chunks)
+    wanted = ((block, view) for chunk in chunks for block in questions.blocks(inputs, chunk) for view in range(questions.views))
+    ready = _ahead(lambda at: questions.ready(inputs, keys, *at), wanted)
+    for chunk in chunks:
+        parts: Parts = []
+        for block in questions.blocks(inputs, chunk):
+            said = [answer(questions.teacher, next(ready), questions.task) for _ in range(questions.views)]
+            parts.append(said[0] if len(said) == 1 else {name: torch.stack([each[name] for each in said], dim=1) for name in said[0]})
+            advance(len(block))
+        yield parts
+    ready.close()
+
+
+def answers_of_pool(
+    pool: Pool, questions: Questions, inputs: Any, keys: Integers, chunks: Iterable[Integers], advance: Callable[[int], None]
+) -> Iterator[Parts]:
+    """The same, asked by the workers of a pool: one chunk is one item of work."""
+    chunks = list(chunks)
+    said = pool.map(questions, ((take(inputs, chunk), keys[chunk]) for chunk in chunks))
+    for chunk, arrays in zip(chunks, said, strict=True):
+        advance(len(chunk))
+        yield [{name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in arrays.items()}]
+
+
+def joined(parts: Parts) -> Signals:
+    """The parts as one."""
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
+    """What a teacher says of these rows, which are its own, on the CPU; TeacherError U010 when it does not fit the task."""
+    said = {name: _plain(value) for name, value in signals_of_own(teacher, inputs).items()}
+    shape = tuple(said[task.signal].shape) if task.signal in said else None
+    fits = shape is not None and shape[:1] + shape[-1:] == (len(inputs), task.outputs)
+    if not fits or len(shape or ()) != (3 if task.kind == "recognition" else 2):
+        raise TeacherError(
+            f"{teacher.name} answers {task.signal} of shape {shape} for {len(inputs)} rows, the task needs {(len(inputs), task.outputs)}; "
+            "match its classes with the data's first (teacher.classes)",
+            code="U010",
+        )
+    return said
+
+
+def _plain(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
+
+
+def _ahead(make: Callable[[Given], Made], over: Iterable[Given]) -> Generator[Made, None, None]:
+    """What is made of each, in order, on a thread that is a little ahead."""
+    with ThreadPoolExecutor(1, thread_name_prefix="rows") as thread:
+        yield from in_order(lambda each: thread.submit(make, each), lambda future: future.result(), over, AHEAD)

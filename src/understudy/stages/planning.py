@@ -1,0 +1,205 @@
+"""What a run will take, from a probe: the same stages on a few rows, at growing sizes until half a minute is gone.
+
+Time and bytes grow in a straight line through the two largest sizes, epochs by their mean; what a probe cannot see (other
+work on the machine, early stopping) a plan does not foresee.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import psutil
+from rich.console import Console
+
+from understudy import make
+from understudy.checks.recipes import check_disk
+from understudy.data.rows import Rows
+from understudy.errors import Problem, RecipeError
+from understudy.recipe import Recipe
+from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
+from understudy.stages._run import Run, write_json
+from understudy.stages.teachers import prepare_teacher
+from understudy.stages.teaching import teach_rows
+from understudy.stages.training import train_pair
+
+PROBE_SECONDS = 30.0
+FIRST_ROWS, GROWTH = 128, 4
+EPOCHS = 3
+
+
+@final
+@dataclass(frozen=True)
+class Probed:
+    """What one size of the probe came to; `fixed` seconds of a training are those outside of its epochs."""
+
+    rows: int
+    held_out: int
+    bytes: float
+    seconds: dict[str, float]
+    fixed: dict[str, float]
+    whole: float
+
+
+def probe(run: Run, seconds: float = PROBE_SECONDS) -> list[Probed]:
+    """The stages of this run at growing sizes; the first warms up and is left out when there are enough."""
+    _refuse_unprobed(run)
+    began, rows, found = time.perf_counter(), int(np.count_nonzero(run.rows.split == "train")), list[Probed]()
+    size = min(FIRST_ROWS, rows)
+    while True:
+        found.append(_probe_one(run, size))
+        left = seconds - (time.perf_counter() - began)
+        if size == rows and len(found) > 1:
+            break
+        growth = GROWTH if found[-1].whole * GROWTH < left / 2 else 2
+        if len(found) > 1 and found[-1].whole * growth > left:
+            break
+        size = min(rows, size * growth)
+    return found
+
+
+def _refuse_unprobed(run: Run) -> None:
+    recipe = run.recipe
+    what = "a server, whose answers have a price (`understudy check` quotes it)" if recipe.teacher.is_remote else None
+    what = "a cohort, a chain or generations" if recipe.chain or recipe.cohort or recipe.generations else what
+    if what is not None:
+        raise RecipeError(f"a plan probes a teacher, a student and a control; this recipe has {what}", code="U469")
+
+
+def _probe_one(run: Run, size: int) -> Probed:
+    with tempfile.TemporaryDirectory(prefix="understudy-plan-") as name:
+        folder, began = Path(name), time.perf_counter()
+        small = _small(run, size, folder)
+        prepare_teacher(small)
+        started = time.perf_counter()
+        teach_rows(small)
+        seconds = {"teaching": time.perf_counter() - started}
+        train_pair(small, small.recipe.seeds[0])
+        fixed = {}
+        places = {"teacher": folder / "teacher", "student": folder / "seed-0" / "student", "control": folder / "seed-0" / "control"}
+        for part, place in places.items():
+            seconds[part], fixed[part] = _epoch(place)
+        if (folder / TIMES).exists() and not fixed["teacher"] and not seconds["teacher"]:  # an estimator, which has no epochs
+            fixed["teacher"] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
+        run.views = small.views
+        rest = int(np.count_nonzero(small.rows.split != "train"))
+        return Probed(size, rest, stored_bytes(folder / "transfer"), seconds, fixed, time.perf_counter() - began)
+
+
+def _small(run: Run, size: int, folder: Path) -> Run:
+    """This run with fewer rows of each part and few epochs, in a folder of its own."""
+    assert run.loaded is not None
+    share = size / max(1, int(np.count_nonzero(run.rows.split == "train")))
+    kept = [_first(np.flatnonzero(run.rows.split == part), share) for part in ("train", "validation", "test")]
+    recipe = _short(run.recipe, folder)
+    small = Run(recipe, folder, Console(quiet=True))
+    small.loaded = replace(run.loaded, rows=_taken(run.rows, kept))
+    return small
+
+
+def _first(positions: np.ndarray[Any, Any], share: float) -> np.ndarray[Any, Any]:
+    return positions[: max(min(len(positions), 32), round(len(positions) * share))]
+
+
+def _taken(rows: Rows, kept: Iterable[np.ndarray[Any, Any]]) -> Rows:
+    return rows.take(np.sort(np.concatenate(list(kept))))
+
+
+def _short(recipe: Recipe, folder: Path) -> Recipe:
+    few = {"epochs": min(EPOCHS, recipe.train.epochs), "stop": 1.0, "max_time": None, "patience": None}
+    teacher = recipe.teacher.model_copy(update={"accept_score": True, "accept_mapping": True, "expect": None})
+    if teacher.train is not None:
+        own = few | {"epochs": min(EPOCHS, teacher.train.epochs)}
+        teacher = teacher.model_copy(update={"train": teacher.train.model_copy(update=own)})
+    changes = {"out": str(folder), "seeds": [0], "teacher": teacher, "train": recipe.train.model_copy(update=few)}
+    return recipe.model_copy(update=changes)
+
+
+def _epoch(folder: Path) -> tuple[float, float]:
+    """(seconds of an epoch, seconds outside of epochs) of a network; of an estimator (0, all)."""
+    whole = seconds_of(folder)
+    if not (folder / "metrics.jsonl").exists():
+        return 0.0, whole
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    ends: dict[int, float] = {line["epoch"]: line["seconds"] for line in lines}
+    first, last = int(min(ends)), int(max(ends))
+    epoch = (ends[last] - ends[first]) / (last - first) if last > first else whole
+    return epoch, max(0.0, whole - (last - first + 1) * epoch)
+
+
+def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
+    """Rows, views, bytes, memory and seconds of the whole run."""
+    recipe, rows = run.recipe, int(np.count_nonzero(run.rows.split == "train"))
+    seeds = len(recipe.seeds)
+
+    def at_whole(figures: list[float]) -> float:
+        sizes = [each.rows for each in found]
+        if len(found) == 1 or sizes[-1] >= rows:
+            return figures[-1] * rows / sizes[-1]
+        slope = (figures[-1] - figures[-2]) / (sizes[-1] - sizes[-2])
+        return figures[-1] + max(0.0, slope) * (rows - sizes[-1])
+
+    def training(part: str, epochs: float, times: int) -> float:
+        epoch = at_whole([each.seconds[part] for each in found])
+        return (epochs * epoch + at_whole([each.fixed[part] for each in found])) * times
+
+    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in found]), "memory": _memory(run, found, rows)}
+    if recipe.teacher.train is not None:
+        parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
+    parts["teaching"] = at_whole([each.seconds["teaching"] for each in found])
+    for part in ("student", "control"):
+        parts[part] = training(part, recipe.train.epochs * recipe.train.stop, seeds)
+        if recipe.train.max_time is not None and parts[part]:
+            parts[part] = recipe.train.max_time * seeds
+    probed = {"rows": [each.rows for each in found], "seconds": sum(each.whole for each in found)}
+    counts = {"rows": len(run.rows), "training": rows, "synthetic": rows * recipe.rows.synthetic, "views": run.views}
+    return {"recipe": identity(recipe), "counts": counts, "parts": {k: v for k, v in parts.items() if v}, "probe": probed}
+
+
+def _memory(run: Run, found: list[Probed], rows: int) -> float:
+    """The most that this process held until now, and what the rows that the probe left out will add."""
+    assert run.loaded is not None
+    train = run.rows.part("train")
+    some = make.encode(train.take(slice(0, 8)).inputs, train.kind, run.loaded.encoding)
+    left_out = (rows - found[-1].rows) * (1 + run.recipe.rows.synthetic)
+    # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
+    each = 2 * some[:1].nbytes + 2 * 4 * run.task.outputs
+    return peak_memory() + left_out * each
+
+
+def refused(run: Run, parts: dict[str, float]) -> list[Problem]:
+    """What there is too little of on this machine."""
+    there = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    problems = check_disk(run.folder, int(parts["bytes"]))
+    if parts["memory"] > there:
+        told = f"the run needs about {parts['memory'] / 1e9:.1f} GB of memory and {there / 1e9:.1f} GB are free"
+        problems.append(Problem("U468", f"{told}; take fewer rows.synthetic or rows, or a machine with more"))
+    return problems
+
+
+def keep(run: Run, plan: dict[str, Any]) -> None:
+    """Write the plan where the scorecard will look for it, and print it."""
+    write_json(run.folder / PLAN, plan)
+    counts = plan["counts"]
+    made = f", {counts['synthetic']:,} synthetic" if counts["synthetic"] else ""
+    run.say("plan", f"{counts['rows']:,} rows, {counts['training']:,} to train on{made} x {counts['views']} views")
+    for name, title in PARTS.items():
+        if name in plan["parts"]:
+            value = plan["parts"][name]
+            run.say("", f"{title:<22}{f'{value / 1e6:,.1f} MB' if name in ('bytes', 'memory') else told_seconds(value)}")
+    run.say("probe", f"{plan['probe']['seconds']:.0f} s on {plan['probe']['rows'][-1]:,} rows")
+
+
+def told_seconds(seconds: float) -> str:
+    """A time for people.
+
+    >>> told_seconds(4.2), told_seconds(400), told_seconds(9000)
+    ('4.2 s', '6.7 min', '2.5 h')
+    """
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,114 @@
+"""Two machines of a Ray cluster, one of which is lost half-way: the store is byte for byte, the curve to 1e-4, that of one process.
+
+Both machines are on this one, with object stores of the smallest size; nothing is told to anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from test_ranks import RECIPE, lines
+from test_teaching import TASK, contents, make_rows
+
+from understudy import make, pipeline
+from understudy.recipe import parse
+from understudy.teachers import CallableTeacher
+from understudy.teaching import teach
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="a cluster of several nodes")]
+
+STORE = 80 * 2**20
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head of two processors, and a way to add machines; this process is joined to it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": STORE, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = made.address
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    del os.environ["RAY_ADDRESS"]
+
+
+def first_three(inputs: Any) -> Any:
+    return inputs[:, :3]
+
+
+def slowly(inputs: Any) -> Any:
+    time.sleep(0.2)
+    return first_three(inputs)
+
+
+def losing(cluster: Any, node: Any, sign: Any, card: Path) -> threading.Thread:
+    """Ends this machine, without a word to anybody, as soon as the sign is there; the work must not be complete then."""
+
+    def wait() -> None:
+        limit = time.monotonic() + 300
+        while not sign() and time.monotonic() < limit:
+            time.sleep(0.01)
+        cluster.remove_node(node, allow_graceful=False)
+        (card.parent.parent / ("late" if card.exists() else "lost")).touch()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_machine_is_lost_while_teaching(cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=2, object_store_memory=STORE)
+    rows, teacher = make_rows(400), CallableTeacher(slowly, task=TASK, output="logits")
+    options: dict[str, Any] = {"task": TASK, "batch_size": 5, "shard_rows": 10}
+    teach(CallableTeacher(first_three, task=TASK, output="logits"), rows, tmp_path / "one", **options)
+    seen: list[int] = []
+
+    def half_way() -> bool:
+        seen.append(len(list((tmp_path / "two").glob("shard-*"))))
+        return seen[-1] >= 8
+
+    lost = losing(cluster, node, half_way, tmp_path / "two" / "manifest.json")
+    teach(teacher, rows, tmp_path / "two", pool=make.build_pool(4, "ray"), **options)
+    lost.join()
+    assert 8 <= seen[-1] < 40
+    assert (tmp_path / "lost").exists()
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_machine_is_lost_while_training(cluster: Any, tmp_path: Path) -> None:
+    import tomllib
+
+    recipe = tomllib.loads(RECIPE.replace("epochs = 3", "epochs = 12"))
+    one, two = (parse({**recipe, "out": str(tmp_path / name)}) for name in ("one", "two"))
+    pipeline.distill(one, until="train", console=Console(quiet=True))
+    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    journal = tmp_path / "two" / "seed-0" / "student" / "metrics.jsonl"
+    seen: list[int] = []
+
+    def half_way() -> bool:
+        seen.append(len([line for line in lines(journal.parent) if "loss" in line]) if journal.exists() else 0)
+        return seen[-1] >= 2
+
+    lost = losing(cluster, node, half_way, journal.with_name("card.json"))
+    pipeline.distill(two, until="train", console=Console(quiet=True), workers=2, on="ray")
+    lost.join()
+    for name in ("student", "control"):
+        curves = [[line["loss"] for line in lines(tmp_path / run / "seed-0" / name) if "loss" in line] for run in ("one", "two")]
+        assert len(curves[0]) == len(curves[1]) >= 12
+        torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=1e-5)
+    assert (journal.parents[1] / "lost").exists()
+    assert json.loads((tmp_path / "two" / "seed-0" / "student" / "card.json").read_text(encoding="utf-8"))["epochs"] == 12
+    assert np.isfinite(curves[1]).all() and 2 <= seen[-1] < 12
