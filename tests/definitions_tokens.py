@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,13 @@ Row = list[Position]
 IDS = Kind(lambda seed, rows, dtype: normal(seed, rows, TIME, CLASSES).argsort(-1)[..., :2], anything=False)
 LARGEST = Kind(lambda seed, rows, dtype: normal(seed, rows, TIME, CLASSES).log_softmax(-1)[..., :2].to(dtype), anything=False)
 COUNTS = Kind(lambda seed, rows, dtype: (normal(seed, rows, TIME, 2).abs() + torch.tensor([1.0, 0.0])).long(), anything=False)
+WORDS = Kind(
+    lambda seed, rows, dtype: (
+        (normal(seed, rows, 2).abs().long() % (CLASSES - 1)).where(normal(seed + 9, rows, 2) > -2, -1).sort(1, descending=True).values
+    ),
+    anything=False,
+)
+"""Up to two words of a row, then -1."""
 OTHER_TOKENS = Kind(lambda seed, rows, dtype: normal(seed, rows, TIME + 1, CLASSES + 2, dtype=dtype))
 
 
@@ -73,6 +81,24 @@ def sampled(student: Row, ids: list[list[int]], counts: list[list[int]]) -> list
     return values
 
 
+def collapsed(path: tuple[int, ...]) -> list[int]:
+    """Repeats and blanks (the last token) taken out."""
+    return [token for at, token in enumerate(path) if token != CLASSES - 1 and (at == 0 or token != path[at - 1])]
+
+
+def ctc(student: Row, labels: list[int]) -> float:
+    """Minus the logarithm of the sum over every path there is, for each label."""
+    wanted = [label for label in labels if label >= 0]
+    chances = [softmax(position) for position in student]
+    paths = [path for path in itertools.product(range(CLASSES), repeat=len(student)) if collapsed(path) == wanted]
+    whole = sum(math.prod(chance[token] for chance, token in zip(chances, path, strict=True)) for path in paths)
+    return -math.log(whole) / max(1, len(wanted))
+
+
+def best_path(student: Row, teacher: Row) -> float:
+    return ctc(student, collapsed(tuple(max(range(CLASSES), key=position.__getitem__) for position in teacher)))
+
+
 DEFINITIONS = {
     "tokens.forward_kl": Definition(
         each(lambda q, p: 4 * divergence(softmax(p, 2), softmax(q, 2))),
@@ -126,5 +152,7 @@ DEFINITIONS = {
         least_at=first,
         shift_changes_nothing=True,
     ),
+    "sequences.ctc_labels": Definition(ctc, (WORDS,), TOKENS, shift_changes_nothing=True, broadcast_refused=False),
+    "sequences.best_path": Definition(best_path, (TOKENS,), TOKENS, shift_changes_nothing=True),
 }
 """Place of a loss -> its definition; masks and lengths have tests of their own in test_losses_tokens.py."""

@@ -256,7 +256,7 @@ class Small:
     least: float
 
 
-SLOW = ("products_resnet50_mobilenetv2",)
+SLOW = ("products_resnet50_mobilenetv2", "fsdd_strings")
 FEW_TREES = "teacher.train.options={max_iter=20}"
 TINY_ENCODER = "teacher.source=sentences:DATA/encoder"
 SMALL = {
@@ -281,6 +281,13 @@ SMALL = {
         ("data.seconds=0.5", "teacher.train.options={width=8, depth=1}", "teacher.train.epochs=8", "teacher.train.batch_size=16",
          "teaching.views=2", "student.options={width=8, depth=1}", "train.epochs=10", "train.batch_size=16"),
         "accuracy", 0.3,
+    ),
+    "fsdd_strings": Small(
+        spoken,
+        ("data.strings=160", "data.words=[1, 2]", "teacher.train.model=speech.convnet", "teacher.train.options={width=32, depth=2}",
+         "teacher.train.batch_size=4", "teacher.train.epochs=16", "teacher.train.lr=1e-2", "teaching.views=1", "teacher.train.augment={}",
+         "train.augment={}", "train.epochs=8", "train.batch_size=4", "train.lr=1e-2", "student.options={width=24, depth=2}"),
+        "word_accuracy", 0.2,
     ),
     "letter": Small(letter, ("rows.synthetic=1", "teacher.train.options={n_estimators=20, n_jobs=1}"), "accuracy", 0.5),
     "mnist_hinton": Small(

@@ -130,15 +130,16 @@ def test_from_a_folder_of_clips_to_an_artifact(tmp_path: Path, monkeypatch: pyte
         f"""
         out = "{tmp_path / "run"}"
         data = {{ train = "{tmp_path / "clips"}", rate = {RATE} }}
-        teacher.train.model = "speech.transformer"
-        teacher.train.options = {{ width = 16, depth = 1, heads = 2 }}
-        teacher.train.epochs = 5
-        teacher.train.batch_size = 8
-        teacher.train.lr = 3e-3
         teaching.views = 2
         student = {{ model = "speech.convnet", options = {{ width = 8, depth = 1 }} }}
         train = {{ epochs = 8, batch_size = 8, lr = 1e-2, augment = {{ shift = 200, gain = 6 }} }}
         measure = {{ latency = false, resamples = 100 }}
+        [teacher.train]
+        model = "speech.transformer"
+        options = {{ width = 16, depth = 1, heads = 2 }}
+        epochs = 5
+        batch_size = 8
+        lr = 3e-3
         """
     )
     assert run(monkeypatch, "distill", tmp_path / "run.toml") == 0, capsys.readouterr().err

@@ -208,7 +208,7 @@ class OnLogits(Term):
 
 @final
 class OnFrames(Term):
-    """A loss(student, teacher, lengths=) on the frames of a recognition: its mean over all frames of the batch before their rows' ends."""
+    """A loss(student, teacher, lengths=) on the frames of a recognition: its mean over the frames of the batch that count."""
 
     reads = (LOGITS,)
     signal = LOGITS
@@ -217,8 +217,12 @@ class OnFrames(Term):
         teacher = self.teacher_of(student, batch)
         lengths = frame_lengths(teacher)
         values = self.loss(student, teacher, lengths=lengths, **self.options)
+        counted = lengths.sum()
+        if self.options.get("without_blank") is not None:
+            inside = torch.arange(teacher.shape[1], device=teacher.device) < lengths[:, None]
+            counted = (inside & (teacher.argmax(-1) != self.options["without_blank"])).sum()
         # such that the mean over rows is the mean over frames: a long row has as many votes as it has frames
-        return values.sum(1) * (len(values) / lengths.sum().clamp(min=1))
+        return values.sum(1) * (len(values) / counted.clamp(min=1))
 
 
 @final

@@ -88,6 +88,7 @@ def ctc_labels(student: Float[Tensor, "batch time tokens"], labels: Int[Tensor, 
 def best_path(student: Float[Tensor, "batch time tokens"], teacher: Float[Tensor, "batch time tokens"]) -> Float[Tensor, " batch"]:
     """`ctc_labels` of what the teacher says: its best token of each frame, repeats and blanks taken out.
 
+    -log sum_{paths that collapse to y} prod_t q_t(path_t) / |y|, where q = softmax(student) and y = collapse(argmax teacher).
     Sequence-level distillation with one hypothesis (Kim & Rush 2016, arXiv:1606.07947, section 3.2) for models with a blank: the
     student may lay the words along the frames in its own way, so it does not matter where the teacher spikes.
 

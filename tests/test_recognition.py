@@ -1,0 +1,254 @@
+"""Recognition of connected words: labels, metrics and terms by hand, strings made of single words, and the whole way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from published import cases
+
+from understudy import cli
+from understudy.data import joining, labelling
+from understudy.data._source import Source
+from understudy.errors import DataError, RecipeError
+from understudy.exporting import predict_template
+from understudy.measuring import scorecard as cards
+from understudy.measuring._transcripts import transcripts, word_errors
+from understudy.objectives import Objective
+from understudy.signals import CERTAIN, Batch, frame_lengths
+from understudy.students import speech
+from understudy.tasks import Task
+
+RATE = 8000
+TASK = Task("recognition", ("one", "two", "three"))
+
+
+def frames(*paths: list[int], length: int = 8) -> np.ndarray:
+    """Logits that say these tokens (3 is the blank), and the certain blank after them."""
+    said = np.zeros((len(paths), length, 4), dtype=np.float32)
+    said[:, :, 3] = CERTAIN
+    for row, path in enumerate(paths):
+        said[row, : len(path)] = 0.1 + 5 * np.eye(4)[path]
+    return said
+
+
+# --- labels and metrics ---------------------------------------------------------------------------------------------
+
+
+def test_labels_are_words_in_their_order() -> None:
+    raw = pd.Series(["10 2", "2", None, "10 10 2"])
+    task, labels, problems = labelling.decide("recognition", raw, None)
+    assert task == Task("recognition", ("2", "10"))
+    assert labels is not None
+    assert labels.tolist() == [[1, 0, -1], [0, -1, -1], [-1, -1, -1], [1, 1, 0]]
+    assert task.labelled(labels).tolist() == [True, True, False, True]
+    assert labelling.to_names(labels, task).tolist() == ["10 2", "2", None, "10 10 2"]
+    assert (task.outputs, task.metric, problems) == (3, "word_accuracy", [])
+
+
+def test_a_word_that_was_not_declared() -> None:
+    with pytest.raises(DataError, match=r"U430 row 1 says 'tow'; did you mean 'two'\? \(data.classes\)"):
+        labelling.decide("recognition", pd.Series(["one two", "tow"]), ["one", "two"])
+
+
+def test_transcripts_leave_out_repeats_and_blanks() -> None:
+    said = transcripts(frames([0, 0, 3, 0, 1], [3, 3], [2]))
+    assert said.tolist() == [[0, 0, 1], [-1, -1, -1], [2, -1, -1]]
+
+
+def reference_errors(said: list[int], true: list[int]) -> int:
+    """Levenshtein's distance, as it is defined."""
+    if not said or not true:
+        return len(said) + len(true)
+    changed = reference_errors(said[:-1], true[:-1]) + (said[-1] != true[-1])
+    return min(changed, reference_errors(said[:-1], true) + 1, reference_errors(said, true[:-1]) + 1)
+
+
+def test_word_errors_by_their_definition() -> None:
+    random = np.random.default_rng(0)
+    rows = [(random.integers(0, 3, random.integers(0, 5)), random.integers(0, 3, random.integers(0, 6))) for _ in range(80)]
+    said, true = (np.array([np.pad(row[side], (0, 6 - len(row[side])), constant_values=-1) for row in rows]) for side in (0, 1))
+    assert word_errors(said, true).tolist() == [reference_errors(list(a), list(b)) for a, b in rows]
+
+
+def test_word_error_rate_counts_words_and_not_rows() -> None:
+    answers = frames([0, 3, 1], [2])
+    labels = np.array([[0, 1, 2, 2], [1, -1, -1, -1]])
+    figures = cards.quality(answers, labels, TASK)
+    assert figures == {"word_accuracy": pytest.approx(2 / 5), "word_error_rate": pytest.approx(3 / 5), "sentence_accuracy": 0.0}
+    same = cards.fidelity(answers, frames([0, 0, 1], [2]), TASK)
+    assert same["agreement"] == 1.0
+    assert same["kl"] > 0
+
+
+def test_a_scorecard_of_a_recognition_has_intervals() -> None:
+    random = np.random.default_rng(0)
+    words = random.integers(0, 3, (60, 3))
+    labels = words.copy()
+    right = frames(*[[a, 3, b, 3, c] for a, b, c in words.tolist()])
+    worse = frames(*[[a, 3, b, 3, (c + (at % 3 == 0)) % 3] for at, (a, b, c) in enumerate(words.tolist())])
+    card = cards.measure({"teacher": [right], "control": [worse], "student": [right], "exported": [right]}, labels, TASK)
+    rate = card["models"]["control"]["quality"]["word_error_rate"]
+    assert rate["mean"] == pytest.approx(20 / 180)
+    assert rate["low"] < rate["mean"] < rate["high"]
+    assert card["verdict"]["word"] == "GAIN"
+    assert card["disagreements"] == [] and card["per_class"] == []
+
+
+# --- networks and terms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [speech.convnet, speech.recurrent, speech.transformer])
+def test_networks_answer_each_frame_and_are_certain_after_the_end(build: Any) -> None:
+    features = torch.randn(3, 41, 31)
+    features[:, -1] = 1
+    features[1, :, 12:] = 0
+    said = build(40, 4, width=8, frames=True, seed=0, **({"heads": 2} if build is speech.transformer else {})).eval()(features)
+    assert said.shape == (3, 16, 4)
+    assert frame_lengths(said).tolist() == [16, 6, 16]
+    assert frame_lengths(said.half()).tolist() == [16, 6, 16], "as it is stored"
+
+
+def test_frames_have_equal_votes_as_published() -> None:
+    for case in cases("ctc_frame_kd"):
+        student, teacher = (torch.as_tensor(case[f"{who}_logits"]) for who in ("student", "teacher"))
+        lengths = torch.as_tensor(case["lengths"])
+        best = teacher.topk(2).values
+        if (best[..., 0] == best[..., 1]).any():
+            continue  # which of two equal tokens is the best depends on their order, and the blank's is another one here
+        if int(case["blank"]) != student.shape[-1] - 1:
+            student, teacher = (each.roll(-1, -1) for each in (student, teacher))
+        after = torch.arange(student.shape[1]) >= lengths[:, None]
+        padding = torch.zeros(student.shape[-1], dtype=student.dtype)
+        padding[-1] = CERTAIN
+        student, teacher = (torch.where(after[..., None], padding, each) for each in (student, teacher))
+        options = {"temperature": float(case["temperature"])}
+        task = Task("recognition", tuple("abcdefghij"[: student.shape[-1] - 1]))
+        for name, more in (("loss", {}), ("loss_blank_eliminated", {"without_blank": student.shape[-1] - 1})):
+            objective = Objective.from_terms([("sequences.ctc_frames", 1.0, options | more)], task)
+            total, _ = objective({"logits": student}, Batch(student, None, None, {"logits": teacher}))
+            torch.testing.assert_close(float(total), float(case[name]), rtol=1e-6, atol=1e-9)
+
+
+def test_the_default_objective_is_ctc_and_the_teachers_frames() -> None:
+    assert (
+        Objective.soft_labels(alpha=0.5, temperature=2.0, task=TASK)
+        .formula()
+        .startswith("0.5 * ctc_labels(student, labels) + 0.5 * ctc_frames(")
+    )
+
+
+@pytest.mark.parametrize(("place", "task"), [("logits.soft_target", TASK), ("sequences.ctc_frames", Task("binary", ("no", "yes")))])
+def test_terms_of_another_task_are_refused(place: str, task: Task) -> None:
+    with pytest.raises(RecipeError, match=f"is not for a {task.kind} task; use"):
+        Objective.from_terms([(place, 1.0, {})], task)
+
+
+# --- strings of words -----------------------------------------------------------------------------------------------
+
+
+def words(count: int = 60) -> Source:
+    """Tones: three words by six speakers."""
+    random = np.random.default_rng(0)
+    inputs = np.zeros((count, 1600), dtype=np.int16)
+    for row in range(count):
+        length = random.integers(800, 1600)
+        inputs[row, :length] = 6000 * np.sin(2 * np.pi * (400 + 600 * (row % 3) + 10 * (row // 3 % 6)) * np.arange(1, length + 1) / RATE)
+    labels = np.array(["one", "two", "three"], dtype=object)[np.arange(count) % 3]
+    return Source("audio", inputs, labels, groups=np.array([str(row // 3 % 6) for row in range(count)], dtype=object))
+
+
+def test_strings_join_words_of_one_speaker_and_are_functions_of_seed_and_number() -> None:
+    source = words()
+    split = np.where(source.groups == "5", "test", "train") if source.groups is not None else None
+    given = Source("audio", source.inputs, source.labels, split=split, groups=source.groups)
+    made, again = (joining.join_clips(given, 24, (2, 4), rate=RATE, seed=1) for _ in range(2))
+    assert (made.inputs == again.inputs).all()
+    assert (made.inputs != joining.join_clips(given, 24, (2, 4), rate=RATE, seed=2).inputs[:, : made.inputs.shape[1]]).any()
+    counts = {len(text.split()) for text in made.labels}
+    assert counts == {2, 3, 4}
+    assert made.split is not None and made.groups is not None
+    assert np.count_nonzero(made.split == "test") == 4
+    assert set(made.groups[made.split == "test"]) == {"5"}
+    assert made.classes == ("one", "three", "two")
+    power = np.abs(np.fft.rfft(made.inputs[0].astype(float)))
+    heard = {
+        word
+        for word, hertz in (("one", 400), ("two", 1000), ("three", 1600))
+        if power[round(hertz * made.inputs.shape[1] / RATE) :][:200].max() > 3e5
+    }
+    assert heard >= set(made.labels[0].split())
+
+
+def test_strings_need_labels() -> None:
+    with pytest.raises(DataError, match="U429 data.strings joins clips whose words are known"):
+        joining.join_clips(Source("audio", words().inputs), 3, (2, 4), rate=RATE, seed=0)
+
+
+def test_predict_says_the_words() -> None:
+    said = frames([0, 0, 3, 0, 2], [3])
+    assert [predict_template.transcript(row, TASK.classes) for row in said] == ["one one three", ""]
+
+
+# --- the whole way --------------------------------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", ["understudy", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_from_single_words_to_a_recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source = words()
+    np.savez(tmp_path / "words.npz", waveforms=source.inputs, labels=source.labels.astype(str), who=source.groups.astype(str))
+    (tmp_path / "run.toml").write_text(
+        f"""
+        out = "{tmp_path / "run"}"
+        task = "recognition"
+        measure = {{ latency = false, resamples = 100 }}
+        student = {{ model = "speech.convnet", options = {{ width = 16, depth = 2 }} }}
+        train = {{ epochs = 10, batch_size = 4, lr = 1e-2, clip = 5.0 }}
+
+        [data]
+        train = "{tmp_path / "words.npz"}"
+        kind = "audio"
+        rate = {RATE}
+        group = "who"
+        strings = 90
+        words = [1, 2]
+
+        [teacher.train]
+        model = "speech.convnet"
+        options = {{ width = 24, depth = 2 }}
+        epochs = 12
+        batch_size = 4
+        lr = 1e-2
+        clip = 5.0
+
+        [[objective.terms]]
+        loss = "sequences.ctc_labels"
+
+        [[objective.terms]]
+        loss = "sequences.ctc_frames"
+
+        [[objective.terms]]
+        loss = "sequences.best_path"
+        """
+    )
+    assert run(monkeypatch, "distill", tmp_path / "run.toml") == 0, capsys.readouterr().err
+    card = json.loads((tmp_path / "run" / "scorecard.json").read_text())
+    assert card["models"]["teacher"]["quality"]["word_accuracy"]["mean"] > 0.5
+    exported = card["models"]["exported"]["quality"]
+    assert exported["word_accuracy"]["mean"] == pytest.approx(1 - exported["word_error_rate"]["mean"])
+    said = json.loads((tmp_path / "run" / "artifact" / "signature.json").read_text())["outputs"][0]["shape"]
+    assert len(said) == 3 and said[2] == 4
