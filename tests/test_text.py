@@ -14,6 +14,8 @@ import torch
 
 from understudy.data.keys import content_keys
 from understudy.data.labelling import spread
+from understudy.data.nearness import near_twins
+from understudy.data.rows import Rows
 from understudy.data.texts import read_texts
 from understudy.data.tokenizing import TextEncoding
 from understudy.errors import DataError
@@ -237,3 +239,11 @@ def test_only_columns_that_are_padding_everywhere_are_cut() -> None:
     assert TextPreprocessing(0)(TOKENS[1:]).shape == (2, 1)
     assert trimmed(TOKENS[2:], 0).shape == (1, 1)
     assert trimmed(TOKENS[:, None].expand(-1, 2, -1), 0).shape == (3, 2, 3)
+
+
+def test_texts_that_differ_in_marks_alone_are_near_twins() -> None:
+    texts = np.array(["How far is the moon?", "who is she", "how far is the moon", "who is she", "Who was he?"], dtype=object)
+    split = np.array(["train", "train", "test", "test", "validation"])
+    rows = Rows("text", texts, content_keys(texts, "text"), None, split)
+    found = near_twins(rows)
+    assert found.pairs.tolist() == [[0, 2]] and found.looked_at == 3  # the same to the byte is told elsewhere

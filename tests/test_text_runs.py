@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_a_pipeline_teaches_a_bag_and_its_file_reads_texts(
     code = f"{blocked}sys.path.insert(0, {str(artifact)!r}); from predict import predict; print(predict({str(artifact)!r}, sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "question.txt")], capture_output=True, text=True, check=False)
     assert "'prediction': ['sport']" in done.stdout, done.stderr
+
+
+def test_the_page_on_texts_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "text.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    recipe = re.findall(r"^```toml\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    (tmp_path / "news.toml").write_text(recipe, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["understudy", "distill", "news.toml", "--set", "measure.latency=false"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    (command,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    done = subprocess.run([sys.executable, *command.split()[1:]], capture_output=True, text=True, check=False)
+    assert "240 rows answered in predictions.csv" in done.stdout, done.stderr
 
 
 def test_predict_reads_texts_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
