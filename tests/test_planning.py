@@ -27,7 +27,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
         "teaching": {"views": 3, "dtype": "float16"},
         "student": {"model": "mlp", "options": {"hidden": [16]}},
         "train": {"epochs": 8, "augment": {"noise": 0.1}},
-        "measure": {"latency": False, "resamples": 50},
+        "measure": {"latency": False, "resamples": 100},
     }
     return parse(said | changes)
 
