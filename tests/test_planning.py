@@ -27,7 +27,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
         "teaching": {"views": 3, "dtype": "float16"},
         "student": {"model": "mlp", "options": {"hidden": [16]}},
         "train": {"epochs": 8, "augment": {"noise": 0.1}},
-        "measure": {"latency": False, "resamples": 50},
+        "measure": {"latency": False, "resamples": 100},
     }
     return parse(said | changes)
 
@@ -40,7 +40,7 @@ def test_a_plan_says_what_comes_and_the_scorecard_how_far_off_it_was(tmp_path: P
     card = pipeline.distill(recipe, console=QUIET)
     found = card["plan"]
     assert found.keys() == plan["parts"].keys()
-    assert abs(found["bytes"]["off"]) < 0.02  # three views of float16, and held-out rows
+    assert abs(found["bytes"]["off"]) < 0.05  # three views of float16, and held-out rows
     assert abs(found["memory"]["off"]) < 0.25
     taught = sum(path.stat().st_size for path in (tmp_path / "run" / "transfer").rglob("*") if path.is_file())
     assert found["bytes"]["came"] == taught
