@@ -218,3 +218,21 @@ def test_what_is_no_cohort_is_refused(digits: tuple[Tensor, Tensor]) -> None:
         train_cohort([mlp(64, 10, seed=0), mlp(64, 10, seed=0)], cohort_objective(TASK), data, **how)
     with pytest.raises(InputError, match="U353 members of a cohort share weights"):
         train_cohort([members()[0]] * 2, cohort_objective(TASK), data, **how)
+
+
+@pytest.mark.parametrize("method", ["mutual", "collaborative"])
+def test_what_stands_in_the_place_of_a_missing_label_is_never_heard(digits: tuple[Tensor, Tensor], method: str) -> None:
+    inputs, labels = digits[0][:96], digits[1][:96]
+    labelled = torch.arange(96) % 3 > 0
+    weights = []
+    for filling in (-1, 4):
+        made = members()
+        data = TrainingSet(inputs, labels.masked_fill(~labelled, filling), labelled, {})
+        train_cohort(
+            made, cohort_objective(TASK, method), data, task=TASK, options=options(epochs=2), seed=1, method=method, progress=False
+        )  # type: ignore[arg-type]
+        weights.append(torch.cat([weight.detach().flatten() for module in made for weight in module.parameters()]))
+    assert torch.equal(*weights)
+    only = cohort((inputs[labelled], labels[labelled]), rows=64, method=method, options={"epochs": 2})
+    alone = torch.cat([weight.detach().flatten() for module in only for weight in module.parameters()])
+    assert not torch.equal(weights[0], alone)  # rows without a label do teach: what the others say of them

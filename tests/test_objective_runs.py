@@ -19,10 +19,12 @@ from understudy.errors import InputError, RecipeError
 from understudy.losses.logits import soft_target
 from understudy.losses.tokens import forward_kl
 from understudy.objectives import Objective
-from understudy.recipe import parse
+from understudy.recipe import OptimizerSection, parse
 from understudy.signals import Batch
+from understudy.stages import _speaker, teaching
 from understudy.tasks import Task
 from understudy.training._momenta import SeparateMomenta
+from understudy.training.gradient import TrainingSet, train
 
 CE = {"loss": "labels.cross_entropy"}
 CHANCE = 0.3
@@ -273,3 +275,77 @@ def test_every_link_of_a_chain_reads_the_layers_of_the_one_before_it(digits: Pat
     assert printed.count("connectors") == 2 and "hint 224" in printed and "hint 120" in printed  # 12 x 16 + 2 x 16, 8 x 12 + 2 x 12
     again, said_again = taught(recipe)
     assert again == accuracy and said_again.count("connectors") == 2
+
+
+# --- what is refused before anything is trained, and what is stored -------------------------------------------------------
+
+HINT = {"loss": "layers.hint", "student": "stage2", "teacher": "stage2"}
+
+
+def test_layers_that_are_not_there_or_cannot_be_read(digits: Path, tmp_path: Path) -> None:
+    misspelt = {**HINT, "teacher": "stege2"}
+    with pytest.raises(InputError, match="U340 there is no layer 'stege2'.*did you mean 'stage2'"):
+        taught(pictures(digits, tmp_path / "misspelt", objective={"terms": [CE, misspelt]}))
+    with pytest.raises(InputError, match="U340 .*it gives answers only"):
+        taught(pictures(digits, tmp_path / "forest", objective={"terms": [CE, HINT]}, teacher={"train": {"model": "forest"}}))
+    for folder in ("misspelt", "forest"):
+        assert not (tmp_path / folder / "transfer").exists()
+
+
+FACTORY = """
+import torch
+from understudy.students.mlp import mlp
+
+def made():
+    return mlp(64, 10, hidden=[24], seed=3)
+"""
+
+
+def test_a_transfer_set_without_the_layers_says_what_to_delete(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "factory_of_layers.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    teacher = {"source": "factory_of_layers:made", "weights": "factory", "accept_mapping": True, "accept_score": True}
+    taught(said(digits, tmp_path / "run", teacher=teacher))
+    hint = {"loss": "layers.hint", "student": "0", "teacher": "0"}
+    recipe = parse(said(digits, tmp_path / "run", teacher=teacher, objective={"terms": [CE, hint]}))
+    with pytest.raises(InputError, match="U341 a term reads features/0, and the transfer set .* Delete it and run the same command"):
+        pipeline.distill(recipe, until="train", fresh=True, console=Console(file=io.StringIO()))
+
+
+def test_a_student_without_stages_cannot_be_paired(digits: Path, tmp_path: Path) -> None:
+    recipe = said(digits, tmp_path / "run", objective={"terms": [CE, {"loss": "layers.hint"}]}, student={"options": {"hidden": []}})
+    with pytest.raises(InputError, match="U341 no layers of the student can be paired: .*Name layers"):
+        taught(recipe)
+    assert not (tmp_path / "run" / "transfer").exists()
+
+
+def test_a_memory_bank_without_keys_is_refused() -> None:
+    task, rows = Task("multiclass", ("a", "b", "c")), torch.rand(4, 5)
+    objective = Objective.from_terms([("contrastive.contrastive_representation", 1.0, {"student": "a", "teacher": "embedding"})], task)
+    with pytest.raises(InputError, match="U345 .*give the keys of the training rows"):
+        objective.connect({"features/a": rows}, {"embedding": rows})
+    objective.connect({"features/a": rows}, {"embedding": rows}, keys=torch.arange(8).reshape(4, 2))
+    data = TrainingSet(rows, torch.tensor([0, 1, 2, 0]), None, {"embedding": rows})
+    options = OptimizerSection(epochs=1, device="cpu")
+    with pytest.raises(InputError, match="U345 .*this training set has no keys: give keys"):
+        train(torch.nn.Linear(5, 3), objective, data, task=task, options=options, seed=0, progress=False)
+
+
+def test_a_batch_of_one_row_with_a_loss_on_relations_is_refused_by_the_checks(digits: Path, tmp_path: Path) -> None:
+    terms = [CE, {"loss": "relations.similarity_preserving"}]
+    recipe = said(digits, tmp_path / "run", objective={"terms": terms}, train={"epochs": 1, "batch_size": 1})
+    with pytest.raises(InputError, match="U343 relations.similarity_preserving compares the rows of a batch, and train.batch_size is 1"):
+        taught(recipe)
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_layers_count_towards_the_size_of_a_shard_and_the_room_that_is_needed(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(_speaker, "SHARD_BYTES", 100 * 4 * (10 + 16 * 4 * 4))  # 100 rows of 10 answers and a map
+    monkeypatch.setattr(teaching, "check_disk", lambda folder, needed: asked.append(needed) or [])
+    taught(pictures(digits, tmp_path / "run", objective={"terms": [CE, HINT]}))
+    manifest = json.loads((tmp_path / "run" / "transfer" / "training" / "manifest.json").read_text())
+    assert [shard["rows"] for shard in manifest["shards"]] == [100, 100, 80]
+    assert asked == [280 * 4 * (10 + 256) + 120 * 40 + 17 * 400]

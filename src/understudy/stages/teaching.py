@@ -16,7 +16,7 @@ from understudy.measuring import scorecard as cards
 from understudy.pools import Pool
 from understudy.signals import is_answered
 from understudy.stages._run import Run, answered_rows, join_rows, size_of
-from understudy.stages._speaker import wire_layers
+from understudy.stages._speaker import numbers_of, shard_rows_of, wire_layers
 from understudy.store.transfer_set import TransferSet
 from understudy.teachers import Refittable, remotes
 from understudy.teaching import out_of_fold, reask, teach
@@ -37,8 +37,7 @@ def teach_rows(run: Run) -> None:
         _take_stored(run, there, asked, rest)
         return
     folds = _folds(run, train_rows)
-    options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "shard_rows": said.shard_rows}
-    options["pool"] = _pool(run)
+    options: dict[str, Any] = {"task": task, "batch_size": said.batch_size, "dtype": said.dtype, "pool": _pool(run)}
     folder = run.folder / "transfer"
     temperature = 1.0
     if said.encoding != "dense":
@@ -52,14 +51,15 @@ def teach_rows(run: Run) -> None:
     if encoding != "auto":
         width = encoding.bytes_per_row(task.outputs)
     live = said.views == "live"
-    needed = (len(asked) * (0 if live else run.views) + len(rest)) * width + 17 * (len(asked) + len(rest))
+    more = {"float32": 4, "float16": 2, "bfloat16": 2}[said.dtype] * (numbers_of(run) - task.outputs)  # layers, members' own answers
+    needed = len(asked) * (0 if live else run.views) * (width + more) + len(rest) * width + 17 * (len(asked) + len(rest))
     run.warn(raise_errors(check_disk(run.folder, needed)))
     if not live:
         spec = None if run.seen is None else run.seen.spec
         stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
-        views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec}
+        views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec, "shard_rows": shard_rows_of(run)}
         run.taught = teach(run.speaker, asked, folder / "training", folds=folds, **views, **stored, **options)
-    run.held_out = teach(run.teacher, rest, folder / "held_out", **options)
+    run.held_out = teach(run.teacher, rest, folder / "held_out", shard_rows=said.shard_rows, **options)
     _same_accuracy(run)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
