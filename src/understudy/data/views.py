@@ -108,7 +108,7 @@ class Views:
         wrong = [name for name in asked if name not in _OF_KIND[self.kind]]
         wrong += [policy.name for policy in self.policies if self.kind != "image"]
         if wrong:
-            told = f"augment.{wrong[0]} is for {_FOR[wrong[0]]}, the rows are of kind {self.kind!r}"
+            told = f"augment.{wrong[0]} is for {_FOR.get(wrong[0], 'images')}, the rows are of kind {self.kind!r}"
             raise DataError(f"{told}; use {' or '.join(f'augment.{name}' for name in _OF_KIND[self.kind])}", code="U320")
         if self.mixup and self.partners is None:
             raise DataError("augment.mixup needs the rows to mix with", code="U320")
