@@ -44,6 +44,7 @@ ROW = {
     "measuring": 5,
     "exporting": 5,
     "wiring": 5,
+    "pairing": 5,
     "make": 6,
     "stages": 7,
     "pipeline": 8,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from understudy.data.images import read_images
+from understudy.data.images import read_images, resized
 from understudy.errors import DataError
 
 
@@ -267,3 +267,13 @@ def test_a_failed_reading_leaves_no_cache(tmp_path: Path) -> None:
     cache = tmp_path / "pixels.npy"
     assert "U165" in refusal(tmp_path / "pets", cache=cache)
     assert not [item.name for item in tmp_path.iterdir() if "pixels" in item.name]
+
+
+def test_pictures_of_an_array_are_resized_as_files_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 9, 7, 3), dtype=np.uint8)
+    found = resized(pixels, (4, 5))
+    assert found.shape == (3, 4, 5, 3)
+    for before, after in zip(pixels, found, strict=True):
+        assert (np.asarray(Image.fromarray(before).resize((5, 4), Image.Resampling.BILINEAR)) == after).all()
+    assert resized(pixels[..., :1], (4, 5)).shape == (3, 4, 5, 1)
+    assert resized(pixels, (9, 7)) is pixels

@@ -242,6 +242,34 @@ def stsb(root: Path) -> None:
         (root / "stsb" / f"{name}.csv.gz").write_bytes(gzip.compress(part.to_csv(index=False).encode(), mtime=0))
 
 
+def products_and_titles(root: Path) -> None:
+    """Photos in two zips, named by the tables that hold their titles."""
+    folder = root / "fashion_products"
+    folder.mkdir(parents=True)
+    pixels, which = pictures(240, (80, 60), 4, 3, 8)
+    labels = np.array(list(WORDS))[which]
+    frame = pd.DataFrame({"id": 1000 + np.arange(240), "label": labels, "title": sentences(labels, 8)})
+    for name, rows in (("train", slice(0, 180)), ("test", slice(180, 240))):
+        with zipfile.ZipFile(folder / f"{name}_images.zip", "w") as archive:
+            for number, photo in zip(frame["id"][rows], pixels[rows], strict=True):
+                file = io.BytesIO()
+                Image.fromarray(photo).save(file, "WEBP", quality=85)
+                archive.writestr(f"{number}.webp", file.getvalue())
+        (folder / f"{name}.csv.gz").write_bytes(gzip.compress(frame[rows].to_csv(index=False).encode(), mtime=0))
+
+
+def emoji(root: Path) -> None:
+    """Pictures in two .npz, whose n-th belongs to the n-th row of the table."""
+    folder = root / "emoji_noto"
+    folder.mkdir(parents=True)
+    pixels, which = pictures(240, (16, 16), 4, 3, 9)
+    labels = np.array(list(WORDS))[which]
+    frame = pd.DataFrame({"file": np.arange(240), "name": sentences(labels, 9), "group": labels, "keywords": "a|b"})
+    for name, rows in (("train", slice(0, 180)), ("test", slice(180, 240))):
+        np.savez_compressed(folder / f"{name}.npz", images=pixels[rows], group=labels[rows])
+        (folder / f"{name}.csv.gz").write_bytes(gzip.compress(frame[rows].to_csv(index=False).encode(), mtime=0))
+
+
 # --- the recipes ----------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +298,20 @@ SMALL = {
         "accuracy", 0.2,
     ),
     "digits_mutual": Small(None, ("train.epochs=8",), "accuracy", 0.4),
+    "emoji_dual": Small(
+        emoji,
+        ("split.validation=0.2", "width=8", "teacher.train.epochs=10", "teacher.train.batch_size=16", "train.epochs=4",
+         "train.batch_size=16", "data.inputs.picture.image_size=[12, 12]",
+         "teacher.train.options={picture={width=4, depth=1}, name={width=16, ngrams=1}}", "teacher.accept_score=true",
+         "student.options={picture={width=4, depth=1}, name={width=8, ngrams=1}}"),
+        "recall_at_5", 0.05,
+    ),
+    "emoji_picture_name": Small(
+        emoji,
+        ("split.validation=0.2", "teacher.train.epochs=8", "teacher.train.lr=1e-2", "teaching.views=2", "train.epochs=15", "train.lr=1e-2",
+         "teacher.train.options={picture={width=4, depth=1}, name={width=16, ngrams=1}, hidden=16}", "student.options={width=4, depth=1}"),
+        "accuracy", 0.4,
+    ),
     "fashion_mnist": Small(
         twenty_eight("fashion_mnist", class_names=True),
         ("teacher.train.options.width=4", "teacher.train.epochs=4", "student.options.width=2", "train.epochs=4", "train.batch_size=32",
@@ -295,6 +337,19 @@ SMALL = {
         ("split.validation=0.2", "teacher.train.options.hidden=[32, 32]", "teacher.train.epochs=8", "teacher.train.batch_size=32",
          "student.options.hidden=[24, 24]", "train.epochs=6", "train.batch_size=32"),
         "accuracy", 0.3,
+    ),
+    "products_either": Small(
+        products_and_titles,
+        ("data.inputs.photo.image_size=[16, 12]", "split.validation=0.2", "train.epochs=10", "train.batch_size=16", "train.lr=2e-2",
+         "student.options={drop=0.5, width=8, hidden=8, photo={width=4, depth=1}, title={width=16, ngrams=1}}"),
+        "accuracy", 0.4,
+    ),
+    "products_photo_title": Small(
+        products_and_titles,
+        ("data.inputs.photo.image_size=[16, 12]", "split.validation=0.2", "teacher.train.epochs=8", "teacher.train.lr=1e-2",
+         "teacher.train.batch_size=16", "teacher.train.options={photo={width=4, depth=1}, title={width=16, ngrams=1}, hidden=16}",
+         "teaching.views=2", "train.epochs=15", "train.lr=1e-2", "train.batch_size=16", "student.options={width=4, depth=1}"),
+        "accuracy", 0.4,
     ),
     "products_resnet50_mobilenetv2": Small(
         products,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from understudy import pairing
 from understudy.answers import Combine
 from understudy.data import (
     arrays,
@@ -36,7 +37,8 @@ from understudy.data import (
     views,
 )
 from understudy.data._source import Source
-from understudy.data.rows import Rows
+from understudy.data.pairs import PairEncoding
+from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
 from understudy.features import asked_layers
 from understudy.objectives import Objective
@@ -45,14 +47,17 @@ from understudy.recipe import DataSection, FurtherSection, OptimizerSection, Rec
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
-from understudy.students import convnet, mlp, preprocessing, speech, text, trees
+from understudy.students import convnet, fusion, mlp, preprocessing, speech, text, trees
 from understudy.students.student import Student
 from understudy.tasks import Task
-from understudy.teachers import Ensemble, Teacher, take
-from understudy.training.gradient import Ask, Mixture, TrainingSet
+from understudy.teachers import Ensemble, Reading, Teacher, take
+from understudy.training.gradient import Ask, Augment, Mixture, TrainingSet
 
 TREES = ("tree", "boosted")
-Encoder = encoding.TableEncoding | tokenizing.TextEncoding | None
+FUSION, DUAL = "fusion", "dual"
+BRANCHES = {"image": "convnet", "text": "text.bag", "audio": "speech.convnet", "table": "mlp", "array": "mlp"}
+"""What reads an input of each kind where the recipe does not say."""
+Encoder = encoding.TableEncoding | tokenizing.TextEncoding | PairEncoding | None
 """What makes raw rows into what a student's graph reads; arrays and images need none."""
 
 
@@ -68,6 +73,13 @@ class Loaded:
     rate: int = 16000
     source: Recipe | None = None
     cache: Path | None = None
+    reads: tuple[str, ...] = ()
+
+    def seen_by(self, names: Sequence[str]) -> Loaded:
+        """The rows as a model sees them that reads these inputs only; as they are where they have one input."""
+        if not isinstance(self.encoding, PairEncoding):
+            return self
+        return replace(self, rows=self.rows.only(names), encoding=self.encoding.only(names), reads=tuple(names))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -76,10 +88,9 @@ class Loaded:
 def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     """Read, label, key and split the rows."""
     said = recipe.data
-    sources = {"train": _read(said, said.train, cache)}
-    for part, place in (("validation", said.validation), ("test", said.test)):
-        if place is not None:
-            sources[part] = _read(said, place, cache)
+    pairing.check_names(recipe)
+    places = {"train": said.train, "validation": said.validation, "test": said.test}
+    sources = {part: _source(said, part, place, cache) for part, place in places.items() if place is not None}
     sources["train"] = _grouped(recipe, sources)
     sources = _joined(recipe, sources)
     problems = [problem for source in sources.values() for problem in source.problems]
@@ -89,11 +100,24 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     parts = {part: _rows(source, labels[part], sources["train"]) for part, source in sources.items()}
     rows = _split(recipe, parts, task)
     rows, more = _without_overlap(rows, said.overlap)
-    fitted: Encoder = encoding.TableEncoding.fit(rows.part("train").inputs, said.max_levels) if rows.kind == "table" else None
-    if rows.kind == "text":
-        fitted = _tokenizer(recipe, rows.part("train").inputs)
-        more += fitted.check(rows.inputs[:: max(1, len(rows) // 2000)])
-    return Loaded(rows, task, fitted, (*problems, *more), said.rate, recipe, cache)
+    fitted = _encoder(recipe, rows.part("train"))
+    return Loaded(rows, task, fitted, (*problems, *more, *_cut(rows, fitted)), said.rate, recipe, cache)
+
+
+def _encoder(recipe: Recipe, train: Rows) -> Encoder:
+    """What a student reads of rows of this kind, learned from the training rows; None where it reads them as they are."""
+    if isinstance(train.inputs, Paired):
+        return PairEncoding.fit(train.inputs, {name: _encoder(recipe, train.only([name])) for name in train.inputs.parts})
+    if train.kind == "text":
+        return _tokenizer(recipe, train.inputs)
+    return encoding.TableEncoding.fit(train.inputs, recipe.data.max_levels) if train.kind == "table" else None
+
+
+def _cut(rows: Rows, fitted: Encoder) -> list[Problem]:
+    """A warning where many texts are longer than what is read of them."""
+    if isinstance(fitted, PairEncoding):
+        return [found for name in fitted.names for found in _cut(rows.only([name]), fitted.only([name]))]
+    return fitted.check(rows.inputs[:: max(1, len(rows) // 2000)]) if isinstance(fitted, tokenizing.TextEncoding) else []
 
 
 def _grouped(recipe: Recipe, sources: dict[str, Source]) -> Source:
@@ -155,6 +179,13 @@ def _joined(recipe: Recipe, sources: dict[str, Source]) -> dict[str, Source]:
     return made
 
 
+def _source(said: DataSection, part: str, place: str, cache: Path | None) -> Source:
+    """The rows of one part, with all their inputs."""
+    if not said.inputs:
+        return _read(said, place, cache)
+    return pairing.read_pairs(said, part, lambda one, where: _read(one, where, cache))  # type: ignore[arg-type]
+
+
 def _read(said: DataSection, place: str, cache: Path | None) -> Source:
     label = said.label if said.labels is None else None
     if said.kind == "text" or (said.kind == "auto" and said.text is not None):
@@ -175,7 +206,10 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
             encoding=said.encoding,
         )
     if name.endswith(".npz"):
-        return arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
+        source = arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
+        if source.kind == "image" and said.image_size is not None:
+            return replace(source, inputs=images.resized(source.inputs, said.image_size))
+        return source
     if said.kind == "auto" and (name.endswith((".jsonl", ".jsonl.gz", ".ndjson")) or texts.has_texts(path)):
         return _read_text(said, place, label)
     if path.is_dir() or name.endswith(".zip"):
@@ -210,6 +244,8 @@ def _labels(recipe: Recipe, sources: dict[str, Source], problems: list[Problem])
     """One Task for all parts: classes are the union of the names seen, unless they are declared."""
     import pandas as pd
 
+    if recipe.task == "matching":
+        return pairing.matching(recipe, sources)
     given = {part: source.labels for part, source in sources.items() if source.labels is not None}
     declared = recipe.data.classes or next((list(source.classes) for source in sources.values() if source.classes), None)
     if not given:
@@ -236,12 +272,22 @@ def _names(source: Source) -> np.ndarray[Any, Any]:
 
 def _rows(source: Source, labels: Any, like: Source) -> Rows:
     # keyed on the columns that training rows have: a further column must not hide that a row is the same
-    inputs = source.inputs[list(like.inputs.columns)] if source.kind == "table" else source.inputs
+    inputs = _like(source.inputs, like.inputs, source.kind)
     return Rows(source.kind, inputs, keys.content_keys(inputs, source.kind), labels, split=source.split, names=_names(source))
 
 
 def _same_length(sources: dict[str, Source]) -> dict[str, Source]:
     """Sound of several files with zeros up to one length; other rows as they are."""
+    first = sources["train"].inputs
+    if isinstance(first, Paired):
+        made = dict(sources)
+        for name in first.parts:
+            halves = _same_length({part: Source(source.inputs.kinds[name], source.inputs[name]) for part, source in sources.items()})
+            made = {
+                part: replace(source, inputs=replace(source.inputs, parts={**source.inputs.parts, name: halves[part].inputs}))
+                for part, source in made.items()
+            }
+        return made
     if any(source.kind != "audio" for source in sources.values()):
         return sources
     longest = max(source.inputs.shape[1] for source in sources.values())
@@ -251,8 +297,19 @@ def _same_length(sources: dict[str, Source]) -> dict[str, Source]:
     }
 
 
+def _like(inputs: Any, train: Any, kind: str) -> Any:
+    if isinstance(inputs, Paired):
+        return replace(inputs, parts={name: _like(part, train[name], inputs.kinds[name]) for name, part in inputs.parts.items()})
+    return inputs[list(train.columns)] if kind == "table" else inputs
+
+
 def _same_inputs(sources: dict[str, Source]) -> None:
     first = sources["train"]
+    if isinstance(first.inputs, Paired):
+        for name, kind in first.inputs.kinds.items():
+            halves = {part: Source(source.inputs.kinds[name], source.inputs[name]) for part, source in sources.items()}
+            _same_inputs({"train": Source(kind, first.inputs[name]), **halves})
+        return
     for part, source in sources.items():
         if source.kind != first.kind:
             raise DataError(f"the train rows are of kind {first.kind!r}, the {part} rows of kind {source.kind!r}", code="U060")
@@ -296,7 +353,7 @@ def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Ro
         return _unlabelled(recipe, train)
     if not said.synthetic:
         return None
-    if train.kind in ("image", "audio"):
+    if train.kind in ("image", "audio", "pair"):
         raise RecipeError(
             "rows.synthetic makes rows of tables and arrays; for images and sound set teaching.views and train.augment", code="U061"
         )
@@ -343,6 +400,8 @@ def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, count
         raise RecipeError(f"augment: unknown option {unknown[0]!r}; {did_you_mean(unknown[0], AUGMENTATIONS)}", code="U002")
     if not said:
         return None
+    if isinstance(rows.inputs, Paired):
+        return _pair_views(options, rows, counted)
     if rows.kind == "text":
         raise RecipeError("train.augment changes images and numbers; for texts use student.options.drop_words, or more texts", code="U412")
     numbers: dict[str, Any] = {name: float(said[name]) for name in ("crop", "colour", "noise", "mixup", "speed", "gain") if name in said}
@@ -373,10 +432,46 @@ def _policies(said: dict[str, Any]) -> tuple[views.Policy, ...]:
     return tuple(made)
 
 
+def _pair_views(options: OptimizerSection, rows: Rows, counted: bool) -> views.Views | None:
+    """Views of the pictures among several inputs; the other inputs of a row stay as they are."""
+    assert isinstance(rows.inputs, Paired)
+    names = [name for name, kind in rows.inputs.kinds.items() if kind == "image"]
+    wrong = [name for name, value in options.augment.items() if value and (not names or name in ("noise", "mixup"))]
+    if wrong:
+        told = "none of the inputs is an image" if not names else "it is not for rows of several inputs"
+        raise RecipeError(f"augment.{wrong[0]}: {told}; take it out of train.augment", code="U519")
+    made = build_views(options, rows.only(names[:1]), None, counted=counted)
+    return None if made is None else replace(made, of=tuple(names))
+
+
+def views_seen(made: views.Views | None, loaded: Loaded) -> Augment | None:
+    """The same views for a model that reads some of the inputs, made from what it reads; None where none of those changes."""
+    if made is None or not made.of:
+        return made
+    plain, layout = replace(made, of=()), loaded.encoding
+    if loaded.rows.kind != "pair":
+        return plain if loaded.reads[0] in made.of else None
+    assert isinstance(layout, PairEncoding)
+
+    def seen(rows: torch.Tensor, keys: np.ndarray[Any, Any], view: np.ndarray[Any, Any]) -> torch.Tensor:
+        parts = zip(layout.names, layout.split(rows), strict=True)
+        return torch.from_numpy(layout.join([(plain(part, keys, view) if name in made.of else part).numpy() for name, part in parts]))
+
+    return seen
+
+
 # --- teachers -------------------------------------------------------------------------------------------------------
 
 
 def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
+    """The teacher that `source` names, which is given the inputs of each row that it reads."""
+    kept = Path(str(said.source))
+    if not isinstance(rows.inputs, Paired) or kept.is_dir() or kept.name.lower().endswith((".parquet", ".csv", ".csv.gz", ".npz")):
+        return _load_teacher(said, task, rows, cache)  # answers that are kept are found by the key of the whole row
+    return Reading(_load_teacher(said, task, rows.only(said.inputs), cache), said.inputs or list(rows.inputs.parts))
+
+
+def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
     """The teacher that `source` names, through the adapter for its kind of file; a server's answers are kept in `cache`."""
     from understudy.adapters import api, boosters, predictions, sklearn, stored, timm_models, torch_module
     from understudy.adapters import callables as functions
@@ -524,7 +619,7 @@ def temperature_of(objective: Objective) -> float:
     return found.pop() if found else 1.0
 
 
-def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, folder: Path) -> Teacher:
+def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, folder: Path, *, reads: Sequence[str] = ()) -> Teacher:
     """A forest or boosted trees trained from the labels; kept in the run's folder, so that it is trained once."""
     from understudy.adapters import sklearn
 
@@ -536,7 +631,8 @@ def train_estimator_teacher(said: TeacherTrainSection, task: Task, rows: Rows, f
         assert rows.labels is not None
         made = sklearn.train_estimator(said.model, rows.inputs, rows.labels, task, options=said.options, seed=said.seed)  # type: ignore[arg-type]
         sklearn.save(made, file)
-    return sklearn.load(file, task=task, trust=True)
+    loaded = sklearn.load(file, task=task, trust=True)
+    return Reading(loaded, reads) if reads else loaded
 
 
 def _class_names(said: list[str] | str | None) -> tuple[str, ...] | None:
@@ -563,7 +659,7 @@ def is_custom(model: str) -> bool:
 
 def encode(inputs: Any, kind: str, fitted: Encoder) -> torch.Tensor:
     """Raw inputs as a student's graph reads them."""
-    if kind in ("table", "text"):
+    if kind in ("table", "text", "pair"):
         assert fitted is not None
         return torch.from_numpy(np.ascontiguousarray(fitted.encode(inputs)))
     return torch.from_numpy(np.ascontiguousarray(inputs))
@@ -574,6 +670,8 @@ def build_student(
 ) -> Student:
     """An untrained model by name, with the preprocessing fitted on the encoded training rows."""
     task, kind = loaded.task, loaded.rows.kind
+    if kind == "pair" or model in (FUSION, DUAL):
+        return _fusion(model, options, loaded, encoded, labels, seed=seed, name=name)
     if (kind == "text") != model.startswith("text.") and not is_custom(model):
         there = "are texts, which text.bag, text.transformer and text.static" if kind == "text" else f"are of kind {kind!r}, which others"
         raise RecipeError(f"the model {model!r} does not read these rows: they {there} read; set student.model", code="U411")
@@ -588,7 +686,7 @@ def build_student(
             estimator = _called(trees.tree, task, options, seed=seed)
         else:
             estimator = _called(trees.boosted, task, options, seed=seed)
-        return Student(name, task, encoding=loaded.encoding, preprocessing=prepared, estimator=estimator)
+        return Student(name, task, encoding=loaded.encoding, preprocessing=prepared, estimator=estimator, reads=loaded.reads)
     flat = model == "mlp"
     prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat, rate=loaded.rate)
     prepared = prepared if own is None else preprocessing.as_asked(prepared, own)
@@ -597,7 +695,44 @@ def build_student(
         features = prepared(encoded[:2])
         network = _text_network(model, options, loaded) if kind == "text" else _network(model, options, features, task, kind)
     values = labels if task.kind == "regression" else None
-    return Student(name, task, encoding=loaded.encoding, module=preprocessing.assemble(prepared, network, values=values))
+    module = preprocessing.assemble(prepared, network, values=values)
+    return Student(name, task, encoding=loaded.encoding, module=module, reads=loaded.reads)
+
+
+def _fusion(
+    model: str, options: dict[str, Any], loaded: Loaded, encoded: torch.Tensor, labels: np.ndarray[Any, Any] | None, *, seed: int, name: str
+) -> Student:
+    """A network that reads several inputs: a branch for each, built by name, and a head over all of them."""
+    layout, task = loaded.encoding, loaded.task
+    wanted = DUAL if task.kind == "matching" else FUSION
+    if isinstance(layout, PairEncoding) and model != wanted and model in (DUAL, FUSION):
+        raise RecipeError(f"{model!r} is not for a {task.kind} task; take the model {wanted!r}", code="U516")
+    if not isinstance(layout, PairEncoding) or model != wanted:
+        told = "reads one input of these rows" if model != FUSION else "joins several inputs, and these rows have one"
+        raise RecipeError(f"{model!r} {told}: name one in inputs, or take the model 'fusion' for several", code="U516")
+    said = dict(options)
+    width, drop = task.width or int(said.pop("width", 64)), float(said.pop("drop", 0.0))
+    vector = Task("multilabel", tuple(map(str, range(width))))
+    branches: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for each, kind, one, part in zip(layout.names, layout.kinds, layout.encodings, layout.split(encoded), strict=True):
+            own = dict(said.pop(each, {}))
+            called = str(own.pop("model", BRANCHES[kind]))
+            prepared = preprocessing.fit_preprocessing(part, kind, one, scale=True, flatten=called == "mlp", rate=loaded.rate)
+            half, features = replace(loaded, task=vector, encoding=one), prepared(part[:2])
+            network = _text_network(called, own, half) if kind == "text" else _network(called, own, features, vector, kind)
+            branches[each] = preprocessing.assemble(prepared, network)
+        if model == DUAL and said:
+            raise RecipeError(
+                f"student.options for dual: there is no {next(iter(said))!r}; {did_you_mean(next(iter(said)), layout.names)}", code="U063"
+            )
+        head = nn.Identity() if model == DUAL else _called(fusion.fusion_head, width * len(branches), task.outputs, said)
+    blanks = {each: layout.blank(each) for each in layout.names}
+    joint = fusion.Fusion(branches, head, blanks=blanks, drop=drop)
+    values = labels if task.kind == "regression" else None
+    module = preprocessing.assemble(fusion.Apart(layout), joint, values=values)
+    return Student(name, task, encoding=layout, module=module, reads=loaded.reads)
 
 
 def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -784,7 +919,7 @@ def live_answers(teacher: Teacher, rows: Rows, made: views.Views | None) -> Ask:
     """The teacher's answers to a batch in its views, asked in the loop; a table's views are made from its raw rows."""
 
     def ask(positions: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
-        if rows.kind not in ("table", "text"):
+        if rows.kind not in ("table", "text", "pair"):
             return teacher.signals(inputs.numpy())
         chosen = positions.numpy()
         raw = take(rows.inputs, chosen)

@@ -8,6 +8,7 @@ evidence is one more final Term (understudy.terms, understudy.features), and a l
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from understudy.catalogue import CLASSES_APART, family_of, find_loss, kind_of
 from understudy.errors import RecipeError, TrainingError
 from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnExits, OnLayers, OnRelations
+from understudy.losses import contrastive as contrastive_losses
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
 from understudy.losses import regression as regression_losses
@@ -34,6 +36,8 @@ from understudy.terms import (
     OnLabels,
     OnLogits,
     OnLogitsAndLabels,
+    OnOwnPairs,
+    OnPairs,
     OnTeachers,
     OnTokens,
     OnTop,
@@ -49,6 +53,7 @@ HARD: dict[str, Loss] = {
     "multilabel": label_losses.binary_cross_entropy,
     "regression": regression_losses.squared_error,
     "recognition": sequence_losses.ctc_labels,
+    "matching": contrastive_losses.in_batch_contrast,
 }
 """Kind of task -> what a student learns from labels."""
 
@@ -58,6 +63,7 @@ SOFT: dict[str, Loss] = {
     "multilabel": logit_losses.binary_soft_target,
     "regression": regression_losses.teacher_squared_error,
     "recognition": sequence_losses.ctc_frames,
+    "matching": contrastive_losses.contrastive_relation,
 }
 """Kind of task -> what a student learns from a teacher's answers."""
 
@@ -335,6 +341,8 @@ class Objective(nn.Module):
             soft = OnFrames(loss, weight=alpha, name=loss.__name__, temperature=temperature)
         elif task.kind == "regression":
             soft = OnValues(loss, weight=alpha, name=loss.__name__, scale=scale)
+        elif task.kind == "matching":
+            soft = OnPairs(loss, paired=True, weight=alpha, name=loss.__name__)
         else:
             soft = OnLogits(loss, weight=alpha, name=loss.__name__, temperature=temperature)
         return Objective([hard, soft])
@@ -362,11 +370,13 @@ class Objective(nn.Module):
 
 def _label_term(
     task: Task, weight: float, label_smoothing: float, class_weights: Tensor | Sequence[float] | None, scale: float
-) -> OnLabels:
+) -> OnLabels | OnOwnPairs:
     """The hard part for a task."""
     loss = HARD[task.kind]
     if task.kind == "recognition":
         return OnLabels(loss, weight=weight, name=loss.__name__)
+    if task.kind == "matching":
+        return OnOwnPairs(loss, weight=weight, name=loss.__name__, symmetric=True)
     options: dict[str, Any] = {"scale": scale} if task.kind == "regression" else {"label_smoothing": label_smoothing}
     if task.kind != "regression" and class_weights is not None:
         options["class_weights"] = torch.as_tensor(class_weights, dtype=torch.float32)
@@ -380,6 +390,8 @@ def _bind(place: str | Loss, weight: Any, options: dict[str, Any], task: Task, *
     if isinstance(loss, type) and issubclass(loss, Term):
         own: Term = loss(weight=weight, signal=task.signal, **options)
         return own
+    if task.kind == "matching":
+        return _bind_pairs(loss, shown, weight, options, taken)
     reads = options.pop("reads", None) or kind_of(loss)
     if reads is None and family_of(loss):
         raise RecipeError(f"the loss {shown!r} is for code of your own: no term binds what it reads", code="U075")
@@ -389,11 +401,28 @@ def _bind(place: str | Loss, weight: Any, options: dict[str, Any], task: Task, *
     _refuse_other_task(loss, shown, reads, task)
     if options.get("class_weights") is not None:
         options["class_weights"] = torch.as_tensor(options["class_weights"], dtype=torch.float32)
+    term: Term = BINDERS[reads](loss, weight=weight, name=_free_name(loss, taken), signal=task.signal, **options)
+    return term
+
+
+def _free_name(loss: Loss, taken: list[str]) -> str:
     name = getattr(loss, "__name__", type(loss).__name__)
     names = [name, *(f"{name}_{number}" for number in range(2, len(taken) + 2))]
-    free = next(name for name in names if name not in taken)
-    term: Term = BINDERS[reads](loss, weight=weight, name=free, signal=task.signal, **options)
-    return term
+    return next(name for name in names if name not in taken)
+
+
+def _bind_pairs(loss: Loss, shown: str, weight: Any, options: dict[str, Any], taken: list[str]) -> Term:
+    """The term of one line of a recipe whose task is a matching."""
+    name = _free_name(loss, taken)
+    if loss is HARD["matching"]:
+        return OnOwnPairs(loss, weight=weight, name=name, **{"symmetric": True, **options})
+    if family_of(loss) not in ("contrastive", "embeddings", "relations", None) or "student_bank" in inspect.signature(loss).parameters:
+        raise RecipeError(
+            f"the loss {shown!r} compares no vectors, which is what models of a matching give; use 'contrastive.contrastive_relation', "
+            "'contrastive.interactive_contrast' or 'embeddings.embedding_mse'",
+            code="U522",
+        )
+    return OnPairs(loss, paired=Axes.of(loss).paired, weight=weight, name=name, **options)
 
 
 def _refuse_other_task(loss: Loss, shown: str, reads: str, task: Task) -> None:

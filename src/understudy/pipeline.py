@@ -272,14 +272,14 @@ def preflight(run: Run, teacher: Callable[[Run], None]) -> None:
 
 def _is_costly(recipe: Recipe) -> bool:
     said = recipe.teacher
-    return said.train is not None or any(member.is_remote for member in (said, *said.members))
+    return any(member.train is not None or member.is_remote for member in (said, *said.members))
 
 
 def look_at_teacher(run: Run) -> None:
     """Load and score the teacher, unless it would have to be trained or paid for."""
     if run.recipe.cohort is not None:
         run.say("cohort", f"{run.recipe.cohort.count} networks would teach each other ([cohort])")
-    elif run.recipe.teacher.train is not None:
+    elif any(member.train is not None for member in (run.recipe.teacher, *run.recipe.teacher.members)):
         run.say("teacher", "would be trained here from the labels ([teacher.train])")
     elif _is_costly(run.recipe):
         load_teachers(run)
@@ -312,10 +312,11 @@ def prepare_student(run: Run) -> None:
 def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> list[Problem]:
     recipe = run.recipe
     assert run.loaded is not None
-    some = rows.take(slice(0, 256))
-    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
+    lesson = run.lesson
+    some = lesson.rows.part("train").take(slice(0, 256))
+    encoded = make.encode(some.inputs, some.kind, lesson.encoding)
     model = recipe.student.model
-    student = make.build_student(model, recipe.student.options, run.loaded, encoded, some.labels, seed=recipe.seeds[0], name=model)
+    student = make.build_student(model, recipe.student.options, lesson, encoded, some.labels, seed=recipe.seeds[0], name=model)
     if student.module is None:
         return []
     problems = check_student(

@@ -23,6 +23,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
 
 
+class InputSection(Section):
+    """One of several inputs of each row: columns of the table that data.train names, or files beside it."""
+
+    column: str | list[str] | None = Field(None, description="the column (columns, of a table) of data.train that holds it")
+    train: str | None = Field(None, description="a folder or zip of images or sound, or .npz, that holds it, where no column does")
+    validation: str | None = Field(None, description="the same for data.validation; train is looked through when left out")
+    test: str | None = Field(None, description="the same for data.test; train is looked through when left out")
+    by: str = Field(
+        "row",
+        description="what joins it to its row: a column of data.train that holds the file's name (with or without its ending), row (the "
+        "n-th belongs to the n-th row) or label (any of the same class, drawn)",
+    )
+    shared: bool = Field(False, description="one file may belong to several rows")
+    kind: Literal["auto", "table", "array", "image", "audio", "text"] = Field(
+        "auto", description="a column is a text unless it is to be a table"
+    )
+    image_size: tuple[int, int] | None = Field(None, description="as data.image_size, for this input")
+    grey: bool = Field(False, description="as data.grey, for this input")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> InputSection:
+        if self.column is not None and self.train is not None:
+            raise ValueError("an input is a column of data.train or in files of its own (train): give one of them")
+        return self
+
+
 class DataSection(Section):
     """Where the rows are."""
 
@@ -58,6 +84,18 @@ class DataSection(Section):
     strings: int = Field(0, ge=0, description="sound: this many rows, each made by joining clips of one speaker, for task = 'recognition'")
     words: tuple[int, int] = Field((3, 7), description="least and most clips of such a string")
     max_levels: int = Field(64, ge=2, description="levels kept of a categorical column; the rest count as unknown")
+    inputs: dict[str, InputSection] = Field(
+        default_factory=dict, description='several named inputs of each row: {text = "title", image = {train = "photos.zip", by = "id"}}'
+    )
+    unpaired: Literal["refuse", "drop"] = Field("refuse", description="rows that lack one of their inputs")
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _columns(cls, said: Any) -> Any:
+        """A word alone is the column that holds the input."""
+        if not isinstance(said, dict):
+            return said
+        return {name: {"column": place} if isinstance(place, str) else place for name, place in said.items()}
 
 
 class SplitSection(Section):
@@ -138,11 +176,13 @@ class TeacherMember(Section):
         "a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
+    train: TeacherTrainSection | None = None
     trust: bool = Field(False, description="allow files that can execute code when loaded")
     classes: list[str] | str | None = Field(None, description="the teacher's class names in its order, or a text file with one per line")
     output: Literal["auto", "logits", "probabilities", "values"] = "auto"
     pretrained: bool = Field(False, description="timm: download the published weights")
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the factory, or of a server")
+    inputs: list[str] = Field(default_factory=list, description="which of data.inputs it reads; all of them when left out")
     image_size: tuple[int, int] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -171,7 +211,6 @@ class TeacherMember(Section):
 class TeacherSection(TeacherMember):
     """The teacher, or several of them."""
 
-    train: TeacherTrainSection | None = None
     cohort: bool = Field(False, description="written by [cohort]: the mean of its members is measured in the teacher's place")
     members: list[TeacherMember] = Field(default_factory=list, description="an ensemble")
     combine: Literal["probabilities", "logits", "entropy", "confidence"] = Field(
@@ -188,6 +227,8 @@ class TeacherSection(TeacherMember):
         given = [self.source is not None, self.train is not None, bool(self.members), self.cohort]
         if sum(given) != 1:
             raise ValueError("a teacher is exactly one of source = ..., [teacher.train] or [[teacher.members]]")
+        if any((member.source is None) == (member.train is None) for member in self.members):
+            raise ValueError("each of [[teacher.members]] is exactly one of source = ... and [teacher.members.train]")
         return self
 
 
@@ -243,6 +284,7 @@ class StudentSection(Section):
         default_factory=dict,
         description="sizes: leaves, depth, rounds, hidden, width, ...; prepare = { image_size, mean, std }: its own picture",
     )
+    inputs: list[str] = Field(default_factory=list, description="which of data.inputs it reads; all of them when left out")
 
 
 def _temperature(value: float) -> float:
@@ -377,7 +419,10 @@ class Recipe(Section):
     """Everything about a run."""
 
     out: str = Field(description="the run's folder")
-    task: Literal["auto", "multiclass", "binary", "multilabel", "regression", "recognition"] = "auto"
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression", "recognition", "matching"] = Field(
+        "auto", description="found from the labels; matching: two inputs of a row find each other among those of other rows"
+    )
+    width: int = Field(128, ge=1, description="matching: numbers in a vector, the same for teacher and student")
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     control: bool = True
     data: DataSection

@@ -13,6 +13,7 @@ from torch import Tensor
 
 LOGITS = "logits"
 VALUES = "values"
+VECTORS = "vectors"
 
 Signals = dict[str, Tensor]
 """Name of the signal -> tensor [rows, ...], on the CPU and float32 where a teacher gives it."""

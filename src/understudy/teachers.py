@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.answers import UNKNOWN, Combine, Output, as_tensor, combined, looks_like, to_logits
+from understudy.data.rows import narrowed, taken
 from understudy.errors import TeacherError, UnderstudyError, did_you_mean
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.taps import taps
@@ -91,7 +92,7 @@ class PreparesOwn(Protocol):
 
 def take(inputs: Any, positions: Any) -> Any:
     """These rows of a DataFrame or an array."""
-    return inputs.iloc[positions] if "DataFrame" in type(inputs).__name__ else inputs[positions]
+    return taken(inputs, positions)
 
 
 def digest(*parts: bytes) -> str:
@@ -474,6 +475,35 @@ class Matched:
 
 
 @final
+class Reading:
+    """A teacher that is given some of the inputs of each row only, by name: the one input itself where it is one."""
+
+    def __init__(self, teacher: Teacher, names: Sequence[str]) -> None:
+        self.teacher = teacher
+        self.names = tuple(names)
+        self.name = teacher.name
+        self.classes = teacher.classes
+
+    def signals(self, inputs: Any) -> Signals:
+        return self.teacher.signals(narrowed(inputs, self.names))
+
+    def fingerprint(self) -> dict[str, str]:
+        return self.teacher.fingerprint() | {"inputs": ",".join(self.names)}
+
+    def parameters(self) -> int | None:
+        return self.teacher.parameters()
+
+    @property
+    def self_scoring(self) -> bool:
+        return isinstance(self.teacher, Refittable) and self.teacher.self_scoring
+
+    def refit(self, inputs: Any, labels: np.ndarray[Any, Any]) -> Reading:
+        if not isinstance(self.teacher, Refittable):
+            raise TeacherError(f"{self.name} cannot be fitted again; set teaching.out_of_fold = 0", code="U018")
+        return Reading(self.teacher.refit(narrowed(inputs, self.names), labels), self.names)
+
+
+@final
 class FakeTeacher:
     """A deterministic teacher for tests: a fixed random projection of the content of each row."""
 
@@ -534,7 +564,7 @@ def modules(teacher: Any) -> list[nn.Module]:
     """The torch modules behind this teacher."""
     if isinstance(teacher, TorchTeacher):
         return [teacher.module]
-    if isinstance(teacher, Matched):
+    if isinstance(teacher, Matched | Reading):
         return modules(teacher.teacher)
     if isinstance(teacher, Ensemble):
         return [module for member in teacher.members for module in modules(member)]
@@ -543,7 +573,7 @@ def modules(teacher: Any) -> list[nn.Module]:
 
 def remotes(teacher: Any) -> list[Remote]:
     """The teachers behind this one that are asked over a network."""
-    if isinstance(teacher, Matched):
+    if isinstance(teacher, Matched | Reading):
         return remotes(teacher.teacher)
     if isinstance(teacher, Ensemble):
         return [remote for member in teacher.members for remote in remotes(member)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from understudy.errors import InputError, RecipeError, did_you_mean
 from understudy.losses.ensembles import confidence_weights, entropy_weights
 from understudy.schedules import Learned, Moving, Own, Schedule, Share, parse_number
-from understudy.signals import LOGITS, VALUES, Batch, Signals, frame_lengths
+from understudy.signals import LOGITS, VALUES, VECTORS, Batch, Signals, frame_lengths
 
 LABELS = "labels"
 KEYS = "keys"
@@ -258,6 +258,36 @@ class OnValuesAndLabels(Term):
     def rows(self, student: Tensor, batch: Batch) -> Tensor:
         teacher = self.teacher_of(student, batch)
         return self.over_labels(lambda labels: self.loss(student, teacher, labels, **self.options), batch)
+
+
+@final
+class OnOwnPairs(Term):
+    """A loss(firsts, seconds) on the student's own vectors of a matching: a row's two inputs belong together, and to no others."""
+
+    reads = (LABELS,)
+    signal = VECTORS
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        firsts, seconds = student.chunk(2, dim=1)
+        return self.loss(firsts, seconds, **self.options)
+
+
+@final
+class OnPairs(Term):
+    """A loss(student, teacher) on the vectors of a matching: both models' (firsts, seconds) if `paired`, else summed over the two."""
+
+    reads = (VECTORS,)
+    signal = VECTORS
+
+    def __init__(self, loss: Loss, *, paired: bool, **options: Any) -> None:
+        super().__init__(loss, **options)
+        self.paired = paired
+
+    def rows(self, student: Tensor, batch: Batch) -> Tensor:
+        ours, theirs = student.chunk(2, dim=1), self.teacher_of(student, batch).chunk(2, dim=1)
+        if self.paired:
+            return self.loss(ours, theirs, **self.options)
+        return torch.stack([self.loss(one, other, **self.options) for one, other in zip(ours, theirs, strict=True)]).sum(dim=0)
 
 
 @final

@@ -8,13 +8,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from understudy.data.rows import narrowed
 from understudy.errors import InputError
 from understudy.features import signal_of
 from understudy.objectives import Objective
 from understudy.signals import Signals
 from understudy.students.student import Student, evaluating
 from understudy.taps import Layer, taps, trace
-from understudy.teachers import Ensemble, Matched, Teacher, TorchTeacher
+from understudy.teachers import Ensemble, Matched, Reading, Teacher, TorchTeacher
 
 ROWS = 4
 """Rows on which shapes are found."""
@@ -34,7 +35,7 @@ def wire(objective: Objective, student: Student, teacher: Teacher, inputs: Any) 
     if student.module is None:
         raise InputError("a term reads layers, and this student has none; take a network, or a loss on logits", code="U340")
     speaker = network_of(teacher)
-    ours, theirs = trace(student.module, student.encode(inputs)), _trace(speaker, inputs)
+    ours, theirs = trace(student.module, student.encode(inputs)), _trace(speaker, _given(teacher, inputs))
     objective.resolve(ours, theirs)
     wired = with_layers(teacher, objective.teacher_layers)
     probe(objective, student, inputs, wired.signals(inputs))  # names and shapes are tried here, before anything is taught
@@ -62,7 +63,7 @@ def probe(
 
 def network_of(teacher: Teacher) -> TorchTeacher | None:
     """The torch teacher behind this one; None where its layers cannot be read."""
-    if isinstance(teacher, Matched):
+    if isinstance(teacher, Matched | Reading):
         return network_of(teacher.teacher)
     if isinstance(teacher, Student):
         return None if teacher.module is None else _as_teacher(teacher)
@@ -75,6 +76,8 @@ def with_layers(teacher: Teacher, layers: tuple[str, ...]) -> Teacher:
         return teacher
     if isinstance(teacher, Matched):
         return Matched(with_layers(teacher.teacher, layers), teacher.order, task=teacher.task)
+    if isinstance(teacher, Reading):
+        return Reading(with_layers(teacher.teacher, layers), teacher.names)
     speaker = network_of(teacher)
     if speaker is None:
         who = "an ensemble" if isinstance(teacher, Ensemble) else "no torch network"
@@ -97,6 +100,13 @@ def _as_teacher(student: Student) -> TorchTeacher:
         output="logits" if student.task.signal == "logits" else "values",
         preparation="as the student's",
     )
+
+
+def _given(teacher: Teacher, inputs: Any) -> Any:
+    """What the network behind a teacher is given of these inputs."""
+    if isinstance(teacher, Matched | Reading):
+        return _given(teacher.teacher, narrowed(inputs, teacher.names) if isinstance(teacher, Reading) else inputs)
+    return inputs
 
 
 def _trace(teacher: TorchTeacher | None, inputs: Any) -> list[Layer]:

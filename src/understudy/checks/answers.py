@@ -75,6 +75,15 @@ def check_in_sample(train: float, validation: float, metric: str) -> list[Proble
 
 def _near_chance(answers: Array, labels: Array, task: Task) -> str | None:
     """The sentence for a teacher no better than chance, by its decisions and by its ranking; None for one that is."""
+    if task.kind == "matching":
+        firsts, seconds = (side / np.linalg.norm(side, axis=1, keepdims=True).clip(1e-12) for side in np.split(answers, 2, axis=1))
+        near = firsts @ seconds.T
+        nearer = float((near > np.diagonal(near)[:, None]).mean())
+        # the mean of as many uniform numbers, less twice its standard error
+        near_half = nearer >= 0.5 - 2 / np.sqrt(12 * len(firsts))
+        return (
+            f"the teacher finds {nearer:.0%} of all rows nearer than a row's own partner, at random it would be half" if near_half else None
+        )
     if task.kind == "regression":
         values, true = answers.ravel(), labels.ravel().astype(np.float64)
         spread = float(((true - true.mean()) ** 2).sum())
@@ -101,7 +110,7 @@ def _near_chance(answers: Array, labels: Array, task: Task) -> str | None:
 
 def _check_softness(answers: Array, task: Task) -> Iterator[Problem]:
     """Warnings where soft labels carry little: saturated, uniform, or flat below the best class."""
-    if task.kind in ("regression", "recognition") or len(answers) < 2:
+    if task.kind in ("regression", "recognition", "matching") or len(answers) < 2:
         return
     if task.kind == "multilabel":
         saturated, surest = float((np.abs(answers) > 13).mean()), 0.0

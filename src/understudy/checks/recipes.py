@@ -48,8 +48,9 @@ def check_disk(folder: Path, needed: int) -> list[Problem]:
 
 def _check_training(recipe: Recipe) -> Iterator[Problem]:
     sections: list[tuple[str, str, OptimizerSection]] = [("train", recipe.student.model, recipe.train)]
-    if recipe.teacher.train is not None:
-        sections.append(("teacher.train", recipe.teacher.train.model, recipe.teacher.train))
+    for member in (recipe.teacher, *recipe.teacher.members):
+        if member.train is not None:
+            sections.append(("teacher.train", member.train.model, member.train))
     for place, model, said in sections:
         if model in ("tree", "boosted", "forest") or model.startswith("sklearn:"):
             continue

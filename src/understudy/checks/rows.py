@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from understudy.data.nearness import near_twins
-from understudy.data.rows import SPLITS, Rows
+from understudy.data.rows import SPLITS, Paired, Rows
 from understudy.errors import InputError, Problem
 from understudy.tasks import Task
 
@@ -29,6 +30,8 @@ def check_rows(rows: Rows, task: Task, *, overlap: Overlap = "refuse") -> list[P
     if rows.labels is None:
         told = "no row has a label: quality cannot be measured, only fidelity to the teacher, and there is no control"
         return [*problems, Problem("U229", f"{told}; label some validation and test rows (data.label)", "warning")]
+    if task.kind == "matching":
+        return problems
     problems += _check_values(rows, task) if task.kind == "regression" else _check_classes(rows, task)
     return [*problems, *_check_labelled(rows, task)]
 
@@ -64,6 +67,10 @@ def _check_overlap(rows: Rows, overlap: Overlap) -> Iterator[Problem]:
 
 
 def _check_twins(rows: Rows) -> Iterator[Problem]:
+    if isinstance(rows.inputs, Paired):
+        for name in rows.inputs.parts:
+            yield from (replace(one, message=f"input {name!r}: {one.message}") for one in _check_twins(rows.only([name])))
+        return
     found = near_twins(rows)
     if found.share >= FEW_TWINS:
         train, held_out = (rows.name(int(position)) for position in found.pairs[0])
@@ -76,6 +83,9 @@ def _check_twins(rows: Rows) -> Iterator[Problem]:
 def _check_inputs(rows: Rows) -> list[Problem]:
     if len(rows) < 2:
         return []
+    if isinstance(rows.inputs, Paired):
+        found = [(name, problem) for name in rows.inputs.parts for problem in _check_inputs(rows.only([name]))]
+        return [Problem(problem.code, f"input {name!r}: {problem.message}", problem.level) for name, problem in found]
     if rows.kind == "image":
         return list(_check_images(rows.inputs[:: max(1, len(rows) // LOOKED_AT)]))
     if rows.kind in ("array", "audio", "text"):

@@ -90,6 +90,17 @@ def read_images(
     )
 
 
+def resized(pixels: Array, size: tuple[int, int]) -> Array:
+    """Images of an array, uint8 [rows, height, width, 1 or 3], at another (height, width), as files are."""
+    if pixels.shape[1:3] == size:
+        return pixels
+    made = np.empty((len(pixels), *size, pixels.shape[3]), dtype=np.uint8)
+    for row, each in enumerate(pixels):
+        image = Image.fromarray(each[:, :, 0] if each.shape[2] == 1 else each)
+        made[row] = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR)).reshape(made.shape[1:])
+    return made
+
+
 def _decode_all(files: Files, size: tuple[int, int] | None, grey: bool, cache: Path | None, workers: int, where: str) -> _Decoded:
     broken: dict[str, str] = {}
     sizes: Counter[tuple[int, ...]] = Counter()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from understudy.data.rows import Kind
+from understudy.data.rows import Kind, Paired
 
 Array = np.ndarray[Any, Any]
 Keys = np.ndarray[Any, np.dtype[np.int64]]
@@ -24,17 +24,26 @@ _EXACT = 2**53
 
 
 def content_keys(inputs: Any, kind: Kind) -> Keys:
-    """The keys of a table, texts, an array or images, int64 [rows, 2]: blake2b with 16 bytes over canonical bytes.
+    """The keys of a table, texts, an array, images or pairs, int64 [rows, 2]: blake2b with 16 bytes over canonical bytes.
 
     >>> a = content_keys(pd.DataFrame({"x": [1, 2], "y": ["a", None]}), "table")
     >>> b = content_keys(pd.DataFrame({"y": [None, "a"], "x": [2.0, 1.0]}, index=[7, 8]), "table")
     >>> bool((a == b[::-1]).all())
     True
     """
+    if isinstance(inputs, Paired):
+        return _pair_keys(inputs)
     if kind == "text":
         # keyed as a table of one column, or of two
         return _table_keys(pd.DataFrame(np.asarray(inputs, dtype=object).reshape(len(inputs), -1)))
     return _table_keys(inputs) if kind == "table" else _array_keys(inputs, kind)
+
+
+def _pair_keys(paired: Paired) -> Keys:
+    """Over the keys of all inputs, in the order of their names."""
+    names = sorted(paired.parts)
+    salt = hashlib.blake2b("\x1f".join(names).encode(), digest_size=16).digest()
+    return _digest(np.concatenate([content_keys(paired[name], paired.kinds[name]) for name in names], axis=1), salt)
 
 
 def _table_keys(frame: pd.DataFrame) -> Keys:

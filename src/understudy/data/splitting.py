@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from understudy.data.rows import SPLITS, Rows
+from understudy.data.rows import SPLITS, Paired, Rows
 from understudy.errors import DataError, did_you_mean
 from understudy.tasks import Task
 
@@ -172,7 +172,7 @@ def _groups(keys: Array) -> tuple[Array, Array]:
 def _strata(labels: Array | None, task: Task, group: Array, groups: int) -> Array:
     """A number per group, the same whatever the order of the rows; -1 for unlabelled ones."""
     strata = np.full(groups, -1, dtype=np.int64)
-    if labels is None:
+    if labels is None or task.kind == "matching":
         return strata
     there = np.flatnonzero(task.labelled(labels))
     if not len(there):
@@ -226,8 +226,11 @@ def _shuffle(keys: Array, seed: int) -> Array:
     return np.asarray(words[:, 0] * odd[0] + words[:, 1] * odd[1])
 
 
-def _concatenate(parts: list[Rows], task: Task) -> Rows:
+def _inputs(parts: list[Rows]) -> Any:
+    """The inputs of all parts, one after the other. DataError U152 when one is not like the first."""
     first = parts[0]
+    if isinstance(first.inputs, Paired):
+        return replace(first.inputs, parts={name: _inputs([part.only([name]) for part in parts]) for name in first.inputs.parts})
     for part in parts[1:]:
         word = str(part.split[0]) if part.split is not None else ""
         if part.kind != first.kind:
@@ -239,12 +242,14 @@ def _concatenate(parts: list[Rows], task: Task) -> Rows:
                 code="U152",
             )
     if first.kind == "table":
-        inputs: Any = pd.concat([first.inputs, *(_like(first.inputs, part) for part in parts[1:])], ignore_index=True)
-    else:
-        inputs = np.concatenate([part.inputs for part in parts])
+        return pd.concat([first.inputs, *(_like(first.inputs, part) for part in parts[1:])], ignore_index=True)
+    return np.concatenate([part.inputs for part in parts])
+
+
+def _concatenate(parts: list[Rows], task: Task) -> Rows:
     return Rows(
-        first.kind,
-        inputs,
+        parts[0].kind,
+        _inputs(parts),
         np.concatenate([part.keys for part in parts]),
         None if all(part.labels is None for part in parts) else np.concatenate([_labels(part, task) for part in parts]),
         np.concatenate([part.split for part in parts if part.split is not None]),

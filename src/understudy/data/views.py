@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from understudy.data._sound_views import ends, levels, sounds, to_samples
-from understudy.data.rows import Kind, Rows
+from understudy.data.rows import Kind, Paired, Rows
 from understudy.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -86,7 +86,8 @@ class Views:
     distribution of Zhang et al. 2018 (arXiv:1710.09412), the row always being the larger part; see `mixture_of` for labels.
     Of sound, `shift` is in samples, `speed` the largest change of tempo and pitch, `gain` of loudness in decibels, `noise` in
     units of the clip's own level. `policies` follow crop, shift and mirror image, each with the random state of the row.
-    `columns` are the number columns of a table: name, position in its encoding, standard deviation.
+    `columns` are the number columns of a table: name, position in its encoding, standard deviation. `of` names the inputs that
+    change where rows have several (`Paired`): all of them alike.
     """
 
     kind: Kind
@@ -102,6 +103,7 @@ class Views:
     columns: tuple[tuple[str, int, float], ...] = ()
     partners: Partners | None = None
     policies: tuple[Policy, ...] = ()
+    of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         asked = [name for name in _NAMES if getattr(self, name) != type(self).__dict__[name]]
@@ -139,6 +141,11 @@ class Views:
 
     def __call__(self, inputs: Any, keys: Array, view: int | Array) -> Any:
         """The view of each row, as the kind of thing that was given (DataFrame, array or tensor)."""
+        if isinstance(inputs, Paired):
+            plain = replace(self, of=())
+            return replace(
+                inputs, parts={**inputs.parts, **{name: plain(inputs[name], keys, view) for name in self.of if name in inputs.parts}}
+            )
         if isinstance(inputs, torch.Tensor):
             return torch.from_numpy(self(inputs.numpy(), keys, view))
         views = np.broadcast_to(np.asarray(view, dtype=np.int64), (len(inputs),))

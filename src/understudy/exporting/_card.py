@@ -33,7 +33,7 @@ def card(
         "## Run it",
         "",
         "```console",
-        f"$ pip install numpy onnxruntime{_further(signature['inputs'][0]['kind'])}",
+        f"$ pip install numpy onnxruntime{_further(signature)}",
         f"$ python predict.py {_example(signature)} --out predictions.csv",
         "```",
         "",
@@ -65,19 +65,31 @@ def card(
     return "\n".join(lines)
 
 
-def _further(kind: str) -> str:
-    """The packages beside numpy and onnxruntime that predict.py needs for raw rows of this kind."""
-    return {"image": " pillow", "text": " tokenizers"}.get(kind, "")
+def _further(signature: Mapping[str, Any]) -> str:
+    """The packages beside numpy and onnxruntime that predict.py needs for raw rows of these kinds."""
+    kinds = dict.fromkeys(read["kind"] for read in signature["inputs"])
+    return "".join({"image": " pillow", "text": " tokenizers"}.get(kind, "") for kind in kinds)
 
 
 def _example(signature: Mapping[str, Any]) -> str:
+    if len(signature["inputs"]) > 1:
+        return "rows.csv"
     there = {"table": "rows.csv", "array": "rows.npz", "image": "images/", "audio": "clips/", "text": "rows.csv"}
     return there[signature["inputs"][0]["kind"]]
 
 
 def _reads(signature: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> list[str]:
+    if len(signature["inputs"]) > 1:
+        halves = [({"inputs": [read]}, preprocessing["inputs"][read["name"]]) for read in signature["inputs"]]
+        blank = [f"`{name}`" for name, one in preprocessing["inputs"].items() if one["blank"] is not None]
+        told = f"- {' and '.join(blank)} may be absent: an empty cell, or left out." if blank else ""
+        places = {each: half["column"] for each, half in preprocessing["inputs"].items() if half["kind"] in ("image", "audio")}
+        paths = [
+            f"- The column `{column}` holds the path of the file of `{name}`, from the CSV's folder." for name, column in places.items()
+        ]
+        return [line for each in halves for line in _reads(*each)] + paths + [told] * bool(told)
     read = signature["inputs"][0]
-    lines = [f"- Input `rows` of the graph: {read['dtype']} {read['shape']}, kind {read['kind']}."]
+    lines = [f"- Input `{read['name']}` of the graph: {read['dtype']} {read['shape']}, kind {read['kind']}."]
     if read["kind"] == "table":
         names = [f"`{column['name']}` ({column['type']})" for column in preprocessing["columns"]]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -99,6 +111,11 @@ def _reads(signature: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> li
 def _says(task: Task, signature: Mapping[str, Any]) -> list[str]:
     outputs = ", ".join(f"`{output['name']}` {output['shape']}" for output in signature["outputs"])
     lines = [f"- Outputs: {outputs}."]
+    if task.kind == "matching":
+        return [
+            *lines,
+            f"- A row's vector of `{task.classes[0]}`, then that of `{task.classes[1]}`; their cosine says how well they match.",
+        ]
     if task.classes:
         more = f" and {len(task.classes) - SHOWN} more" if len(task.classes) > SHOWN else ""
         lines.append(f"- Classes in order: {', '.join(f'`{name}`' for name in task.classes[:SHOWN])}{more}.")

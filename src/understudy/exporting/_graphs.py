@@ -19,6 +19,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from understudy.data.pairs import PairEncoding
 from understudy.errors import ExportError
 from understudy.exporting._ensembles import tree_node
 from understudy.students.preprocessing import ArrayPreprocessing, TablePreprocessing
@@ -38,6 +39,10 @@ def to_onnx(student: Student, sample: Tensor, path: Path) -> str:
     at every batch size.
     """
     sample = sample[:2] if len(sample) > 1 else torch.cat([sample, sample])
+    if student.module is not None and isinstance(student.encoding, PairEncoding):
+        joint = _AnsweringTogether(_ready(student.module), student.task)
+        parts = dict(zip(student.encoding.names, student.encoding.split(sample), strict=True))
+        return _export_network(joint, parts, _outputs(student.task, network=True), path)
     if student.module is not None:
         return _export_network(_Answering(_ready(student.module), student.task), sample, _outputs(student.task, network=True), path)
     assert student.preprocessing is not None
@@ -70,17 +75,32 @@ class _Answering(nn.Module):
         self.kind = task.kind
 
     def forward(self, rows: Tensor) -> Any:
-        answers = self.network(rows)
-        if self.kind == "regression":
-            return answers
-        if self.kind == "multilabel":
-            return torch.sigmoid(answers), answers
-        return torch.softmax(answers, dim=-1), answers
+        return _said(self.network(rows), self.kind)
+
+
+@final
+class _AnsweringTogether(nn.Module):
+    """A network of several inputs that says the same, and reads each of them by its name rather than rows of bytes."""
+
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        super().__init__()
+        assert isinstance(module, nn.Sequential)
+        self.network = module[1:]
+        self.kind = task.kind
+
+    def forward(self, *parts: Tensor) -> Any:
+        return _said(self.network(list(parts)), self.kind)
+
+
+def _said(answers: Tensor, kind: str) -> Any:
+    if kind in ("regression", "matching"):
+        return answers
+    return (torch.sigmoid(answers) if kind == "multilabel" else torch.softmax(answers, dim=-1)), answers
 
 
 def _outputs(task: Task, *, network: bool) -> list[str]:
-    if task.kind == "regression":
-        return ["values"]
+    if task.kind in ("regression", "matching"):
+        return [task.signal]
     return ["probabilities", "logits"] if network else ["probabilities"]
 
 
@@ -104,8 +124,10 @@ def _is_identity(preprocessing: nn.Module, sample: Tensor) -> bool:
 # --- networks -------------------------------------------------------------------------------------------------------
 
 
-def _export_network(module: nn.Module, sample: Tensor, outputs: list[str], path: Path) -> str:
+def _export_network(module: nn.Module, sample: Tensor | dict[str, Tensor], outputs: list[str], path: Path) -> str:
+    """Write the module; `sample` is a batch of its one input, or of each of its inputs by name."""
     module.eval()
+    sample = sample if isinstance(sample, dict) else {INPUT: sample}
     exporters: dict[str, Callable[..., None]] = {"torch.onnx dynamo": _dynamo, "torch.onnx torchscript": _torchscript}
     reasons = []
     for name, exporter in exporters.items():
@@ -122,14 +144,15 @@ def _export_network(module: nn.Module, sample: Tensor, outputs: list[str], path:
     raise ExportError("the network cannot be written as ONNX:\n  " + "\n  ".join(reasons), code="U041")
 
 
-def _dynamo(module: nn.Module, sample: Tensor, outputs: list[str], path: Path) -> None:
+def _dynamo(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+    axes = tuple(_dynamic(part) for part in sample.values())
     torch.onnx.export(
         module,
-        (sample,),
+        tuple(sample.values()),
         str(path),
-        input_names=[INPUT],
+        input_names=list(sample),
         output_names=outputs,
-        dynamic_shapes=(_dynamic(sample),),
+        dynamic_shapes=(axes,) if isinstance(module, _AnsweringTogether) else axes,
         opset_version=OPSET,
         dynamo=True,
         external_data=False,
@@ -143,23 +166,25 @@ def _dynamic(sample: Tensor) -> dict[int, Any]:
     return axes | {sample.ndim - 1: torch.export.Dim.DYNAMIC} if sample.dtype == torch.int64 else axes
 
 
-def _torchscript(module: nn.Module, sample: Tensor, outputs: list[str], path: Path) -> None:
-    axes = {name: {0: "batch"} for name in (INPUT, *outputs)}
-    axes[INPUT] |= {sample.ndim - 1: "tokens"} if sample.dtype == torch.int64 else {}
-    torch.onnx.export(
-        module, (sample,), str(path), input_names=[INPUT], output_names=outputs, dynamic_axes=axes, opset_version=OPSET, dynamo=False
-    )
+def _torchscript(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+    axes = {name: {0: "batch"} for name in (*sample, *outputs)}
+    for name, part in sample.items():
+        axes[name] |= {part.ndim - 1: "tokens"} if part.dtype == torch.int64 else {}
+    said: dict[str, Any] = {"input_names": list(sample), "output_names": outputs, "dynamic_axes": axes, "opset_version": OPSET}
+    torch.onnx.export(module, tuple(sample.values()), str(path), dynamo=False, **said)
 
 
-def _difference(module: nn.Module, sample: Tensor, path: Path) -> float:
+def _difference(module: nn.Module, sample: dict[str, Tensor], path: Path) -> float:
     """The largest relative difference of the file from the module at batch 1 and 3, and half of a text, which no exporter has seen."""
     session = open_session(path)
     largest = 0.0
-    half = [sample[..., : max(1, sample.shape[-1] // 2)]] if sample.dtype == torch.int64 else []
-    for rows in [*(sample[torch.arange(batch) % len(sample)] for batch in (1, 3)), *half]:
+    tried = [{name: part[torch.arange(batch) % len(part)] for name, part in sample.items()} for batch in (1, 3)]
+    half = {name: part[..., : max(1, part.shape[-1] // 2)] if part.dtype == torch.int64 else part for name, part in sample.items()}
+    for rows in [*tried, half]:
         with torch.no_grad():
-            said = module(rows)
-        for ours, theirs in zip(said if isinstance(said, tuple) else (said,), session.run(None, {INPUT: rows.numpy()}), strict=True):
+            said = module(*rows.values())
+        given = {name: part.numpy() for name, part in rows.items()}
+        for ours, theirs in zip(said if isinstance(said, tuple) else (said,), session.run(None, given), strict=True):
             scale = max(1.0, float(ours.abs().max()))
             gap = np.abs(ours.numpy() - theirs).max() if ours.shape == theirs.shape else np.inf
             largest = max(largest, float(gap) / scale if np.isfinite(gap) else np.inf)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from understudy.data.rows import Paired
 from understudy.errors import ExportError
 from understudy.tasks import Task
 
@@ -62,7 +63,7 @@ json.dump(times, open(job + "/times.json", "w", encoding="utf-8"))
 def parity(
     folder: Path,
     student_answers: Array,
-    encoded: Array,
+    encoded: Array | dict[str, Array],
     *,
     raw: Any,
     kind: str,
@@ -78,7 +79,8 @@ def parity(
     """
     with tempfile.TemporaryDirectory() as made:
         job = Path(made)
-        np.savez(job / "rows.npz", rows=encoded)
+        named = encoded if isinstance(encoded, dict) else {"rows": encoded}
+        np.savez(job / "rows.npz", **named)  # type: ignore[arg-type]
         said = {"blocked": BLOCKED, "batches": list(batches), "most": MOST_TIMED, "raw": _write_raw(job, raw, kind, folder)}
         (job / "job.json").write_text(json.dumps(said), encoding="utf-8")
         command = [sys.executable, "-I", "-c", RUNNER, str(folder.resolve()), str(job)]
@@ -93,7 +95,7 @@ def parity(
 
 
 def _compared(answers: dict[str, Array], ours: Array, task: Task, tolerance: float, times: dict[str, float]) -> dict[str, Any]:
-    output = "values" if task.kind == "regression" else "probabilities"
+    output = task.signal if task.kind in ("regression", "matching") else "probabilities"
     figures = _figures(answers[output], ours, task)
     for name, value in answers.items():
         if name.startswith(output + "@"):
@@ -131,7 +133,7 @@ def _figures(theirs: Array, ours: Array, task: Task) -> dict[str, float]:
     if task.kind == "recognition":  # each frame of each row
         theirs, ours = (each.reshape(-1, each.shape[-1]) for each in (theirs, ours))
     gaps = np.nan_to_num(np.abs(theirs - ours), nan=np.inf)
-    if task.kind == "regression":
+    if task.kind in ("regression", "matching"):
         unit = float(ours.std()) or max(1.0, float(np.abs(ours).max()))
         gaps = gaps / unit
         agreement = 1 - float((gaps**2).mean())
@@ -144,7 +146,9 @@ def _figures(theirs: Array, ours: Array, task: Task) -> dict[str, float]:
 
 
 def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
-    """Some rows as a user has them: a CSV of a table or of texts, PNG files of images, WAV files of sound; gives the name."""
+    """Rows as a user has them: a CSV of a table or texts, PNG files of images, WAV files of sound, or a CSV of several; gives its name."""
+    if isinstance(raw, Paired) and len(raw):
+        return _write_pairs(job, raw[:RAW_IMAGES], folder)
     if kind == "text" and len(raw):
         said = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         cells = raw[:RAW_ROWS].reshape(min(len(raw), RAW_ROWS), -1)
@@ -157,11 +161,7 @@ def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
         raw.iloc[:RAW_ROWS].to_csv(job / "raw.csv", index=False, encoding="utf-8")
         return "raw.csv"
     if kind == "image" and len(raw):
-        from PIL import Image
-
-        (job / "raw").mkdir()
-        for at, pixels in enumerate(raw[:RAW_IMAGES]):
-            Image.fromarray(np.asarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(job / "raw" / f"{at:04d}.png")
+        _write_images(job / "raw", raw[:RAW_IMAGES])
         return "raw"
     if kind == "audio" and len(raw):
         rate = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["rate"]
@@ -172,3 +172,29 @@ def _write_raw(job: Path, raw: Any, kind: str, folder: Path) -> str | None:
                 file.writeframes(np.asarray(samples, dtype="<i2").tobytes())
         return "raw"
     return None
+
+
+def _write_images(folder: Path, images: Any) -> list[str]:
+    from PIL import Image
+
+    folder.mkdir()
+    names = [f"{at:04d}.png" for at in range(len(images))]
+    for name, pixels in zip(names, images, strict=True):
+        Image.fromarray(np.asarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(folder / name)
+    return names
+
+
+def _write_pairs(job: Path, raw: Paired, folder: Path) -> str | None:
+    """A CSV with the texts, and the file of each image beside it; None where an input is of a kind that no cell can hold."""
+    inputs = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["inputs"]
+    columns: dict[str, list[str]] = {}
+    for name, said in inputs.items():
+        if said["kind"] == "text" and not said["pairs"]:
+            columns |= dict.fromkeys(said["columns"], [""] * len(raw)) | {said["columns"][0]: raw[name].tolist()}
+        elif said["kind"] == "image":
+            columns[said["column"]] = [f"{name}/{file}" for file in _write_images(job / name, raw[name])]
+        else:
+            return None
+    with open(job / "raw.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return "raw.csv"

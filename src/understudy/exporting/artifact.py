@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import torch
 
+from understudy.data.pairs import PairEncoding
 from understudy.data.rows import Rows
 from understudy.data.tokenizing import TextEncoding
 from understudy.errors import ExportError, Problem
@@ -116,12 +117,14 @@ def verify_checksums(folder: str | Path) -> None:
 
 
 def open_session(folder: str | Path, threads: int = 1) -> Callable[[Any], Any]:
-    """What answers encoded rows with the artifact's graph: probabilities or values [rows, outputs]."""
+    """What answers encoded rows with the artifact's graph, or each of several inputs by name: probabilities or values [rows, outputs]."""
     session = _graphs.open_session(Path(folder) / "model.onnx", threads)
     names = [session.get_outputs()[0].name]
     padding = _read(Path(folder) / "preprocessing.json").get("padding")
 
     def ask(rows: Any) -> Any:
+        if isinstance(rows, Mapping):
+            return session.run(names, dict(rows))[0]
         given = rows if padding is None else np.ascontiguousarray(trimmed(torch.from_numpy(rows), padding))
         return session.run(names, {_graphs.INPUT: given})[0]
 
@@ -136,27 +139,48 @@ def model_bytes(folder: str | Path) -> int:
 def _describe(folder: Path, student: Student, kind: str, sample: Any, data: dict[str, Any]) -> None:
     """What a user of the file must know: signature, class names, what happens before the graph; and the code that does it."""
     task, graph = student.task, onnx.load(folder / "model.onnx").graph
-    read = {"name": _graphs.INPUT, "dtype": str(sample.dtype).removeprefix("torch."), "shape": ["rows", *sample.shape[1:]], "kind": kind}
+    layout = student.encoding if isinstance(student.encoding, PairEncoding) else None
+    read = [_input(_graphs.INPUT, kind, sample)]
+    if layout is not None:
+        read = [_input(*each) for each in zip(layout.names, layout.kinds, layout.split(sample), strict=True)]
     frames = [graph.output[0].type.tensor_type.shape.dim[1].dim_value] if task.kind == "recognition" else []
     outputs = [{"name": output.name, "dtype": "float32", "shape": ["rows", *frames, task.outputs]} for output in graph.output]
-    _write(folder / "signature.json", {"format": FORMAT, "task": task.kind, "inputs": [read], "outputs": outputs})
+    _write(folder / "signature.json", {"format": FORMAT, "task": task.kind, "inputs": read, "outputs": outputs})
     _write(folder / "labels.json", {"task": task.kind, "classes": list(task.classes)})
+    if layout is None:
+        before = _before(folder, kind, student.encoding, sample, data, "tokenizer.json")
+    else:
+        columns, inputs = data.get("columns", {}), {}
+        for name, one, encoding, part in zip(layout.names, layout.kinds, layout.encodings, layout.split(sample), strict=True):
+            own = data | {"text": columns.get(name, name)}
+            blank = {"blank": layout.blank(name), "column": columns.get(name, name)}
+            inputs[name] = _before(folder, one, encoding, part, own, f"tokenizer-{name}.json") | blank
+        before = {"kind": kind, "inputs": inputs, "encoding": data.get("encoding", "utf-8")}
+    _write(folder / "preprocessing.json", before)
+    shutil.copyfile(Path(__file__).with_name("predict_template.py"), folder / "predict.py")
+
+
+def _input(name: str, kind: str, sample: Any) -> dict[str, Any]:
+    return {"name": name, "dtype": str(sample.dtype).removeprefix("torch."), "shape": ["rows", *sample.shape[1:]], "kind": kind}
+
+
+def _before(folder: Path, kind: str, encoding: Any, sample: Any, data: dict[str, Any], tokenizer: str) -> dict[str, Any]:
+    """What predict.py does to one raw input before the graph; the tokenizer of texts is written to its own file."""
     before: dict[str, Any] = {"kind": kind}
-    if isinstance(student.encoding, TextEncoding):
-        before |= {**student.encoding.to_json(), "tokenizer": "tokenizer.json", "encoding": data.get("encoding", "utf-8")}
-        columns = data.get("text") or (["text", "second"] if student.encoding.pairs else ["text"])
+    if isinstance(encoding, TextEncoding):
+        before |= {**encoding.to_json(), "tokenizer": tokenizer, "encoding": data.get("encoding", "utf-8")}
+        columns = data.get("text") or (["text", "second"] if encoding.pairs else ["text"])
         before |= {"columns": [columns] if isinstance(columns, str) else list(columns), "join": data.get("join")}
-        (folder / "tokenizer.json").write_text(student.encoding.tokenizer, encoding="utf-8")
-    elif student.encoding is not None:
-        before |= student.encoding.to_json()
+        (folder / tokenizer).write_text(encoding.tokenizer, encoding="utf-8")
+    elif encoding is not None:
+        before |= encoding.to_json()
         before |= {"missing": list(data.get("missing", ["?"])), "encoding": data.get("encoding", "utf-8")}
     if kind == "image":
         height, width, channels = sample.shape[1:]
         before |= {"size": [height, width], "grey": channels == 1, "resize": "bilinear"}
     if kind == "audio":
         before |= {"rate": data.get("rate", 16000), "samples": sample.shape[1]}
-    _write(folder / "preprocessing.json", before)
-    shutil.copyfile(Path(__file__).with_name("predict_template.py"), folder / "predict.py")
+    return before
 
 
 def _checked(folder: Path, student: Student, rows: Rows | None, tolerance: float) -> tuple[dict[str, Any] | None, Any]:
@@ -164,13 +188,17 @@ def _checked(folder: Path, student: Student, rows: Rows | None, tolerance: float
         return None, None
     task = student.task
     said = student.signals(rows.inputs)[task.signal].numpy()
-    encoded = student.encode(rows.inputs).numpy()
-    figures = parity(folder, _probabilities(said, task), encoded, raw=rows.inputs, kind=rows.kind, task=task, tolerance=tolerance)
+    encoded = student.encode(rows.inputs)
+    parts: Any = encoded.numpy()
+    if isinstance(student.encoding, PairEncoding):
+        split = student.encoding.split(encoded)
+        parts = {name: part.numpy() for name, part in zip(student.encoding.names, split, strict=True)}
+    figures = parity(folder, _probabilities(said, task), parts, raw=rows.inputs, kind=rows.kind, task=task, tolerance=tolerance)
     return figures, _signal(figures.pop("answers"), task)
 
 
 def _probabilities(said: np.ndarray[Any, Any], task: Task) -> np.ndarray[Any, Any]:
-    if task.kind == "regression":
+    if task.kind in ("regression", "matching"):
         return said
     logits = said.astype(np.float64)
     if task.kind == "multilabel":

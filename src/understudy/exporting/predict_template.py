@@ -40,17 +40,24 @@ class Model:
     classes: tuple[str, ...]
     preprocessing: Mapping[str, Any]
     tokenizer: Any = None
+    inputs: Mapping[str, Model] | None = None
 
     @property
     def kind(self) -> str:
-        """table, array, image, audio or text."""
-        return str(self.said["inputs"][0]["kind"])
+        """table, array, image, audio or text; pair where the graph reads several inputs."""
+        return "pair" if self.inputs is not None else str(self.said["inputs"][0]["kind"])
 
     def answer(self, rows: Any, batch: int = 256) -> dict[str, Any]:
         """The graph's outputs by name for encoded rows, `batch` rows at a time."""
-        rows = _fitting(np.asarray(rows), self.said["inputs"][0])
-        names = [output["name"] for output in self.said["outputs"]]
-        pieces = [self.session.run(names, {"rows": self._short(rows[start : start + batch])}) for start in range(0, len(rows), batch)]
+        if isinstance(rows, Together):
+            fitted = {said["name"]: _fitting(rows.parts[said["name"]], said) for said in self.said["inputs"]}
+        else:
+            fitted = {"rows": _fitting(np.asarray(rows), self.said["inputs"][0])}
+        names, count = [output["name"] for output in self.said["outputs"]], len(next(iter(fitted.values())))
+        pieces = []
+        for start in range(0, count, batch):
+            given = {name: part[start : start + batch] for name, part in fitted.items()}
+            pieces.append(self.session.run(names, {name: self._short(part) for name, part in given.items()}))
         if not pieces:
             return {name: np.zeros((0, len(self.classes) or 1), dtype=np.float32) for name in names}
         return {name: np.concatenate([piece[at] for piece in pieces]) for at, name in enumerate(names)}
@@ -61,6 +68,20 @@ class Model:
             return rows
         used = np.flatnonzero((rows != self.preprocessing["padding"]).reshape(-1, rows.shape[-1]).any(axis=0))
         return np.ascontiguousarray(rows[..., : max(1, int(used[-1]) + 1 if len(used) else 0)])
+
+
+@final
+@dataclass(frozen=True)
+class Together:
+    """Several encoded inputs of the same rows, by name."""
+
+    parts: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    def __getitem__(self, at: Any) -> Together:
+        return Together({name: part[at] for name, part in self.parts.items()})
 
 
 def load(folder: str | Path, threads: int = 0) -> Model:
@@ -77,7 +98,13 @@ def load(folder: str | Path, threads: int = 0) -> Model:
     said, labels, preprocessing = (
         json.loads((folder / name).read_text(encoding="utf-8")) for name in ("signature.json", "labels.json", "preprocessing.json")
     )
-    return Model(session, said, tuple(labels["classes"]), preprocessing, _load_tokenizer(folder, preprocessing))
+    classes, inputs = tuple(labels["classes"]), None
+    if preprocessing["kind"] == "pair":
+        inputs = {}
+        for one in said["inputs"]:
+            own = preprocessing["inputs"][one["name"]]
+            inputs[one["name"]] = Model(session, {**said, "inputs": [one]}, classes, own, _load_tokenizer(folder, own))
+    return Model(session, said, classes, preprocessing, _load_tokenizer(folder, preprocessing), inputs)
 
 
 def predict(folder: str | Path | Model, rows: Any, batch: int = 256) -> dict[str, Any]:
@@ -88,7 +115,11 @@ def predict(folder: str | Path | Model, rows: Any, batch: int = 256) -> dict[str
     names, encoded = read_rows(model, rows)
     answers = model.answer(encoded, batch)
     done: dict[str, Any] = {"rows": names, "classes": list(model.classes), **answers}
-    if "values" in answers:
+    if "vectors" in answers:
+        # the row whose second input is nearest to each first one
+        first, second = (side / np.linalg.norm(side, axis=1, keepdims=True).clip(1e-12) for side in np.split(answers["vectors"], 2, axis=1))
+        done["prediction"] = [names[best] for best in (first @ second.T).argmax(axis=1)] if len(names) else []
+    elif "values" in answers:
         done["prediction"] = answers["values"][:, 0].tolist()
     elif model.said["task"] == "recognition":
         done["prediction"] = [transcript(row, model.classes) for row in answers["probabilities"]]
@@ -110,6 +141,8 @@ def transcript(frames: Any, classes: Sequence[str]) -> str:
 
 def read_rows(model: Model, rows: Any) -> tuple[list[str], Any]:
     """Names of the rows and what the graph reads of them."""
+    if model.inputs is not None:
+        return _read_pairs(model, rows)
     if isinstance(rows, np.ndarray):
         return [str(at) for at in range(len(rows))], rows
     if isinstance(rows, str | Path):
@@ -416,6 +449,72 @@ def resample(samples: Any, found: int, rate: int) -> Any:
     return given
 
 
+# --- several inputs -------------------------------------------------------------------------------------------------
+
+
+def _read_pairs(model: Model, rows: Any) -> tuple[list[str], Together]:
+    """A CSV with a column for each input (images and sound by their files' path from the CSV's folder), an .npz or a dictionary.
+
+    An input that is not there at all, or whose cell is empty, is left blank where the model can answer without it.
+    """
+    assert model.inputs is not None
+    if isinstance(rows, str | Path):
+        path = Path(rows)
+        if not path.exists():
+            raise PredictError(f"there is no {path}")
+        if path.suffix != ".npz":
+            return _read_pair_csv(model, path)
+        with np.load(path, allow_pickle=False) as arrays:
+            rows = {name: arrays[name] for name in arrays.files}
+    if not isinstance(rows, Mapping):
+        raise PredictError(f"this model reads {' and '.join(model.inputs)}: give a .csv, an .npz or a dictionary of them")
+    strange = [name for name in rows if name not in model.inputs]
+    if strange or not rows:
+        raise PredictError(f"there is no input {', '.join(map(str, strange)) or 'at all'}; the model reads {', '.join(model.inputs)}")
+    found = {name: read_rows(model.inputs[name], given) for name, given in rows.items()}
+    counts = {name: len(encoded) for name, (_, encoded) in found.items()}
+    if len(set(counts.values())) > 1:
+        raise PredictError(f"inputs of different rows: {', '.join(f'{count} of {name}' for name, count in counts.items())}")
+    names = next(iter(found.values()))[0]
+    return names, Together({name: found[name][1] if name in found else _blank(model, name, len(names)) for name in model.inputs})
+
+
+def _blank(model: Model, name: str, count: int) -> Any:
+    assert model.inputs is not None
+    one, value = model.inputs[name].said["inputs"][0], model.preprocessing["inputs"][name]["blank"]
+    if value is None:
+        raise PredictError(f"the input {name} is missing, and the model cannot answer without it")
+    return np.full((count, *one["shape"][1:]), value, dtype=one["dtype"])
+
+
+def _read_pair_csv(model: Model, path: Path) -> tuple[list[str], Together]:
+    assert model.inputs is not None
+    records, where, header = _records(path, _decode(path, model.preprocessing))
+    parts = {}
+    for name, half in model.inputs.items():
+        said = half.preprocessing
+        columns = [said["column"]] if half.kind in ("image", "audio") else [_name_of(column) for column in said["columns"]]
+        cells = [[str(record.get(column) or "").strip() for column in columns] for record in records]
+        there = [at for at, row in enumerate(cells) if any(row)]
+        if half.kind == "image":
+            read = [read_image(path.parent / cells[at][0], said) for at in there]
+        elif half.kind == "audio":
+            read = [read_sound(path.parent / cells[at][0], said) for at in there]
+        elif half.kind == "text":
+            read = list(tokens(half, [_text_of(cells[at], said, where[at]) for at in there])) if there else []
+        else:
+            read = list(encode([records[at] for at in there], said, [where[at] for at in there], header=header)) if there else []
+        encoded = _blank(model, name, len(records)) if len(there) < len(records) else np.stack(read)
+        if len(there) < len(records) and there:
+            encoded[there] = np.stack(read)
+        parts[name] = encoded
+    return [str(at) for at in range(len(records))], Together(parts)
+
+
+def _name_of(column: Any) -> str:
+    return str(column["name"]) if isinstance(column, Mapping) else str(column)
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -423,7 +522,9 @@ def write_predictions(folder: str | Path, rows: str | Path, out: str | Path, bat
     """Answer the rows of a file into a CSV; gives how many rows there were."""
     model = load(folder)
     done = predict(model, rows, batch)
-    columns = [] if "values" in done or model.said["task"] == "recognition" else [f"probability_{name}" for name in model.classes]
+    columns = (
+        [] if "probabilities" not in done or model.said["task"] == "recognition" else [f"probability_{name}" for name in model.classes]
+    )
     with open(out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "prediction", *columns])

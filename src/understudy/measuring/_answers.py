@@ -35,9 +35,18 @@ def probabilities(answers: Array, task: Task) -> Array:
     return np.asarray(np.exp(log_probabilities(answers, task)))
 
 
+def directions(answers: Array) -> tuple[Array, Array]:
+    """The two vectors of each row of a matching, of length one, float64 [rows, width] each."""
+    firsts, seconds = np.split(np.asarray(answers, dtype=np.float64), 2, axis=1)
+    return tuple(side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (firsts, seconds))
+
+
 def decisions(answers: Array, task: Task) -> Array:
     """The class of each row, int64 [rows]; for multilabel 0 or 1 per label, [rows, classes]; for regression the values [rows]; for
-    recognition the words [rows, most], -1 after the end."""
+    recognition the words [rows, most], -1 after the end; for matching the row whose second input is nearest to each first one."""
+    if task.kind == "matching":
+        firsts, seconds = directions(answers)
+        return np.asarray((firsts @ seconds.T).argmax(axis=1))
     if task.single_label:
         return np.asarray(answers.argmax(axis=1))
     if task.kind == "recognition":

@@ -21,7 +21,7 @@ def figures(answers: Array, labels: Array, task: Task) -> dict[str, Figure]:
     the sum over classes of squared differences, halved for two classes as scikit-learn does. Multilabel figures are
     means over labels, each decision with its own confidence.
     """
-    if task.kind in ("regression", "recognition"):
+    if task.kind in ("regression", "recognition", "matching"):
         return {}
     said, rows = probabilities(answers, task), np.arange(len(labels))
     if task.single_label:

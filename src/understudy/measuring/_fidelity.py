@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from understudy.measuring._answers import Array, decisions, log_probabilities
+from understudy.measuring._answers import Array, decisions, directions, log_probabilities
 from understudy.measuring._bootstrap import Figure, Sums, mean, r2
 from understudy.measuring._transcripts import counted, word_errors
 from understudy.tasks import Task
@@ -15,6 +15,7 @@ METRICS: dict[str, dict[str, bool]] = {
     "multilabel": {"agreement": True, "kl": False},
     "regression": {"agreement": True, "rmse_to_teacher": False},
     "recognition": {"agreement": True, "kl": False},
+    "matching": {"agreement": True, "cosine_distance": False},
 }
 """For each kind of task its figures, and whether larger is better."""
 
@@ -29,6 +30,9 @@ def figures(answers: Array, teacher: Array, task: Task) -> dict[str, Figure]:
     if task.kind == "recognition":
         same = word_errors(decisions(answers, task), decisions(teacher, task)) == 0
         return {"agreement": mean(same), "kl": mean(distances(answers, teacher, task))}
+    if task.kind == "matching":
+        equal = decisions(answers, task) == decisions(teacher, task)
+        return {"agreement": mean(equal), "cosine_distance": mean(distances(answers, teacher, task))}
     if task.kind != "regression":
         equal = decisions(answers, task) == decisions(teacher, task)
         return {"agreement": mean(equal.reshape(len(equal), -1).mean(axis=1)), "kl": mean(distances(answers, teacher, task))}
@@ -41,6 +45,9 @@ def figures(answers: Array, teacher: Array, task: Task) -> dict[str, Figure]:
 
 def distances(answers: Array, teacher: Array, task: Task) -> Array:
     """How far each row is from the teacher: KL(teacher || model) in nats, or the absolute difference; float64 [rows]."""
+    if task.kind == "matching":
+        cosines = [(ours * theirs).sum(axis=1) for ours, theirs in zip(directions(answers), directions(teacher), strict=True)]
+        return np.asarray(1 - np.mean(cosines, axis=0))
     if task.kind == "regression":
         return np.asarray(np.abs(answers - teacher).ravel(), dtype=np.float64)
     log_teacher, log_model = log_probabilities(teacher, task), log_probabilities(answers, task)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from understudy.measuring._answers import Array, decisions, log_probabilities
+from understudy.measuring._answers import Array, decisions, directions, log_probabilities
 from understudy.measuring._bootstrap import Figure, Ranked, Sums, mean, r2
 from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.tasks import Task
@@ -21,6 +21,7 @@ METRICS: dict[str, dict[str, bool]] = {
     "multilabel": {"macro_f1": True, "micro_f1": True, "mean_average_precision": True, "log_loss": False},
     "regression": {"r2": True, "spearman": True, "rmse": False, "mae": False},
     "recognition": {"word_accuracy": True, "word_error_rate": False, "sentence_accuracy": True},
+    "matching": dict.fromkeys(("recall_at_1", "recall_at_5", "there_at_1", "there_at_5", "back_at_1", "back_at_5"), True),
 }
 """For each kind of task its metrics, the headline first, and whether larger is better."""
 
@@ -33,6 +34,8 @@ def figures(answers: Array, labels: Array, task: Task) -> dict[str, Figure]:
         return _multilabel(answers, labels, task)
     if task.kind == "recognition":
         return _recognition(answers, labels)
+    if task.kind == "matching":
+        return _matching(answers)
     return _regression(answers.ravel(), labels.ravel())
 
 
@@ -81,6 +84,20 @@ def _recognition(answers: Array, labels: Array) -> dict[str, Figure]:
         "word_error_rate": Sums(counts, lambda sums, _: _ratio(sums[:, 0], sums[:, 1])),
         "sentence_accuracy": mean(errors == 0),
     }
+
+
+def _matching(answers: Array) -> dict[str, Figure]:
+    """Shares of rows whose own partner is among the nearest 1 or 5 of all rows: `there` from the first input, `back` from the second.
+
+    `recall` is the mean of both ways. What is exactly as near as the partner is not counted against it: it is the same text.
+    """
+    firsts, seconds = directions(answers)
+    near = firsts @ seconds.T
+    own = np.diagonal(near)
+    ahead = {"there": (near > own[:, None] + 1e-9).sum(axis=1), "back": (near > own[None] + 1e-9).sum(axis=0)}
+    found = {f"{way}_at_{most}": before < most for way, before in ahead.items() for most in (1, 5)}
+    both = {f"recall_at_{most}": mean((found[f"there_at_{most}"].astype(float) + found[f"back_at_{most}"]) / 2) for most in (1, 5)}
+    return {**both, **{name: mean(hits) for name, hits in found.items()}}
 
 
 def _regression(values: Array, labels: Array) -> dict[str, Figure]:

@@ -16,6 +16,7 @@ from understudy.measuring._bootstrap import interval, pool_seeds
 Array = np.ndarray[Any, Any]
 POINTS = frozenset(
     {"accuracy", "macro_f1", "micro_f1", "auroc", "mean_average_precision", "word_accuracy", "word_error_rate", "sentence_accuracy"}
+    | {f"{way}_at_{most}" for way in ("recall", "there", "back") for most in (1, 5)}
 )
 """Metrics whose differences are told in points, hundredths."""
 

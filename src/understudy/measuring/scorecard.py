@@ -202,7 +202,7 @@ def _gap_closed(seen: Mapping[Place, float], models: Mapping[str, list[Array]], 
 
 def _per_class(models: Mapping[str, list[Array]], labels: Array, task: Task) -> list[dict[str, Any]]:
     """Each class's recall under each model, mean over seeds; `change` is student - control."""
-    if task.kind in ("regression", "recognition"):
+    if task.kind in ("regression", "recognition", "matching"):
         return []
     recalls = {name: np.mean([_quality.recalls(one, labels, task) for one in all_], axis=0) for name, all_ in models.items()}
     rows = _quality.class_rows(labels, task)
@@ -230,7 +230,7 @@ def _disagreements(
 ) -> list[dict[str, Any]]:
     """The rows where the exported student (or the student, mean over seeds) is farthest from the teacher."""
     chosen = next((name for name in ("exported", "student") if name in models), None)
-    if chosen is None:
+    if chosen is None or task.kind == "matching":
         return []
     far = np.mean([_fidelity.distances(answers, teacher, task) for answers in models[chosen]], axis=0)
     worst = [int(row) for row in np.argsort(-far, kind="stable")[:WORST] if far[row] > 0]

@@ -32,7 +32,7 @@ def describe(taught: TransferSet, *, rows: int = 10, pairs: int = 10, seed: int 
         words = [" ".join(task.classes[code] for code in row if code >= 0) for row in said]
         found |= {"mean": float(blank.mean()), "deviation": float(blank.std())}
         return found | {"shown": [{"position": int(at), "soft labels": {text: 1.0}} for at, text in zip(chosen, words, strict=True)]}
-    if task.kind == "regression":
+    if task.kind in ("regression", "matching"):
         values = np.concatenate(parts)
         found |= {"mean": float(values.mean()), "deviation": float(values.std())}
         return found | {"shown": [{"position": int(at), "value": float(value[0])} for at, value in zip(chosen, shown, strict=True)]}

@@ -65,6 +65,12 @@ class Run:
         return self.loaded.rows
 
     @property
+    def lesson(self) -> make.Loaded:
+        """The rows as the student sees them: the inputs that it reads."""
+        assert self.loaded is not None
+        return self.loaded.seen_by(self.recipe.student.inputs)
+
+    @property
     def task(self) -> Task:
         assert self.loaded is not None
         return self.loaded.task

@@ -38,12 +38,11 @@ def wire_layers(run: Run, objective: Objective, *, pupil: Student | None = None,
 
 def _pupil(run: Run) -> Student:
     """Who learns from the speaker next, untrained: the first assistant before the chain is trained, else the student."""
-    assert run.loaded is not None
-    rows, recipe = run.rows.part("train"), run.recipe
+    lesson, recipe = run.lesson, run.recipe
     said = recipe.chain[0] if recipe.chain and run.last is None else recipe.student
-    some = rows.take(slice(0, 256))
-    encoded = make.encode(some.inputs, rows.kind, run.loaded.encoding)
-    return make.build_student(said.model, said.options, run.loaded, encoded, some.labels, seed=0, name=said.model)
+    some = lesson.rows.part("train").take(slice(0, 256))
+    encoded = make.encode(some.inputs, some.kind, lesson.encoding)
+    return make.build_student(said.model, said.options, lesson, encoded, some.labels, seed=0, name=said.model)
 
 
 def numbers_of(run: Run) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 from rich.markup import escape
 
 from understudy import make
-from understudy.data.rows import Rows
+from understudy.data.pairs import PairEncoding
+from understudy.data.rows import Paired, Rows
 from understudy.exporting import artifact
 from understudy.measuring import scorecard as cards
 from understudy.stages._fitting import parameters_of, validation_of
@@ -26,14 +27,13 @@ def export_best(run: Run, students: dict[int, dict[str, Student]]) -> dict[str, 
     validate = validation_of(run)
     scores = {seed: next(iter(validate(pair["student"]).values())) for seed, pair in students.items()}
     seed = max(scores, key=lambda s: scores[s])
-    test = run.rows.part("test")
     made = artifact.export(
         students[seed]["student"],
         run.folder / "artifact",
-        sample_rows=run.rows.part("train").take(slice(0, 8)),
-        test_rows=test,
+        sample_rows=run.lesson.rows.part("train").take(slice(0, 8)),
+        test_rows=run.lesson.rows.part("test"),
         teacher={"name": run.teacher.name, "fingerprint": run.teacher.fingerprint()} if run.teacher is not None else None,
-        data=run.recipe.data.model_dump(mode="json"),
+        data=_data(run),
         tolerance=run.recipe.export.tolerance,
         overwrite=True,
     )
@@ -43,6 +43,13 @@ def export_best(run: Run, students: dict[int, dict[str, Student]]) -> dict[str, 
         artifact.add_scorecard(made.folder, json.loads((run.folder / "scorecard.json").read_text(encoding="utf-8")))
     run.say("exported", f"{made.folder} · {size_of(made.folder)} · {figures['sentence']}")
     return {"seed": seed, "answers": made.answers, "parity": {k: v for k, v in figures.items() if k != "answers"}, "folder": made.folder}
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """How raw rows were read; of several inputs, the column of the text that the student reads."""
+    said = run.recipe.data.model_dump(mode="json")
+    columns = {name: each.column or name for name, each in run.recipe.data.inputs.items() if name in run.lesson.reads}
+    return said | ({"text": columns[run.lesson.reads[0]]} if len(columns) == 1 else {"columns": columns})
 
 
 def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def measure_all(run: Run, students: dict[int, dict[str, Student]], exported: dic
         names=[test.name(i) for i in range(len(test))],
         resamples=recipe.measure.resamples,
         margin=recipe.measure.margin,
-        notes=_middle(run, students, test),
+        notes=[*_middle(run, students, test), *_alone(run, students, test)],
         warnings=run.warnings,
         overrides=run.overrides,
         about={
@@ -109,6 +116,26 @@ def _middle(run: Run, students: dict[int, dict[str, Student]], test: Rows) -> li
     return lines
 
 
+def _alone(run: Run, students: dict[int, dict[str, Student]], test: Rows) -> list[str]:
+    """What a student of several inputs scores on test rows that have one of them only, beside its control."""
+    layout, inputs, task = run.lesson.encoding, run.lesson.rows.only(run.lesson.reads).inputs, run.task
+    if task.kind == "matching" or not isinstance(layout, PairEncoding) or test.labels is None or not isinstance(inputs, Paired):
+        return []
+    lines = []
+    for name in layout.names:
+        some = test.inputs.only(layout.names).alone(name)
+        if any(layout.blank(other) is None for other in layout.names if other != name):
+            continue
+        told = []
+        for who in ("student", "control"):
+            models = [pair[who] for pair in students.values() if who in pair]
+            scores = np.array([cards.quality(answers_of(each, some, task), test.labels, task)[task.metric] for each in models])
+            spread = f" ± {scores.std(ddof=1):.4f}" if len(scores) > 1 else ""
+            told += [f"{who} {scores.mean():.4f}{spread}"] * bool(models)
+        lines.append(f"given {name} alone: test {task.metric} of the {', of the '.join(told)}")
+    return lines
+
+
 def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: Rows) -> dict[str, Any]:
     assert run.teacher is not None
     one, many = test.take(slice(0, 1)).inputs, test.take(np.arange(256) % len(test)).inputs
@@ -122,10 +149,11 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
             costs[name] = cards.cost(model.signals, one, many, seconds=timed, parameters=parameters_of(model))
     session = artifact.open_session(exported["folder"])
     student = best["student"]
-    given = many if test.kind == "text" else student.encode(many).numpy()
+    raw = run.lesson.rows.kind in ("text", "pair")
+    given = many if raw else student.encode(many).numpy()
     costs["exported"] = cards.cost(
         # a text is no answer's work away from its file: tokens are counted in
-        (lambda texts: session(student.encode(texts).numpy())) if test.kind == "text" else session,
+        (lambda texts: session(_encoded(student, texts))) if raw else session,
         given[:1],
         given,
         seconds=seconds,
@@ -133,6 +161,14 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
         size=artifact.model_bytes(exported["folder"]),
     )
     return costs
+
+
+def _encoded(student: Student, inputs: Any) -> Any:
+    """Raw inputs as the exported graph is given them: an array, or one for each of several inputs."""
+    encoded = student.encode(inputs)
+    if not isinstance(student.encoding, PairEncoding):
+        return encoded.numpy()
+    return {name: part.numpy() for name, part in zip(student.encoding.names, student.encoding.split(encoded), strict=True)}
 
 
 def same_measure(run: Run) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from understudy import make
 from understudy.checks.rows import check_rows
 from understudy.data import splitting
-from understudy.data.rows import Rows
+from understudy.data.rows import Paired, Rows
 from understudy.errors import InputError, RecipeError, raise_errors
 from understudy.stages._run import Run, label_digest
 
@@ -27,20 +27,28 @@ def prepare_rows(run: Run) -> None:
     else:
         splitting.save_split(rows, kept)
     counts = {part: int(np.count_nonzero(rows.split == part)) for part in ("train", "validation", "test")}
-    shape = f"{rows.inputs.shape[1]} columns" if rows.kind == "table" else " x ".join(map(str, rows.inputs.shape[1:]))
-    if rows.kind == "text":
-        shape = "pairs" if rows.inputs.ndim == 2 else "single texts"
+    shape = _shape(rows)
     labelled = 0 if rows.labels is None else int(task.labelled(rows.labels).sum())
     what = f"{task.kind}, {len(task.classes)} classes" if task.classes else task.kind
+    what = f"matching of {' with '.join(task.classes)}, vectors of {task.width}" if task.kind == "matching" else what
     run.say(
         "rows",
         f"{len(rows):,} of kind {rows.kind} ({shape}), {labelled:,} labelled · " + " / ".join(f"{n:,} {p}" for p, n in counts.items()),
     )
-    run.say("task", what + ("" if not 0 < len(task.classes) <= 12 else ": " + ", ".join(task.classes)))
+    run.say("task", what + ("" if not 0 < len(task.classes) <= 12 or task.kind == "matching" else ": " + ", ".join(task.classes)))
     problems = [*run.loaded.problems, *check_rows(rows, task, overlap=run.recipe.data.overlap)]
     run.warn(raise_errors(problems))
     if run.recipe.data.overlap != "refuse":
         run.overrides.append(f"data.overlap = {run.recipe.data.overlap!r}")
+
+
+def _shape(rows: Rows) -> str:
+    if isinstance(rows.inputs, Paired):
+        kinds = rows.inputs.kinds
+        return ", ".join(f"{name}: {kinds[name]} {_shape(rows.only([name]))}".rstrip() for name in kinds)
+    if rows.kind == "text":
+        return "pairs" if rows.inputs.ndim == 2 else "single texts"
+    return f"{rows.inputs.shape[1]} columns" if rows.kind == "table" else " x ".join(map(str, rows.inputs.shape[1:]))
 
 
 def refuse_other_data(run: Run) -> None:

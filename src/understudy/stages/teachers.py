@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
 from understudy.errors import PreflightError, RecipeError, TeacherError, raise_errors
 from understudy.measuring import scorecard as cards
+from understudy.recipe import TeacherMember
 from understudy.stages._fitting import fit_network
 from understudy.stages._foresight import note_time
 from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of
@@ -30,7 +32,7 @@ def prepare_teacher(run: Run) -> None:
     validation = run.rows.part("validation")
     if said.train is not None:
         started = time.perf_counter()
-        teacher = train_teacher(run)
+        teacher = train_teacher(run, said, run.folder / "teacher")
         note_time(run, "teacher", time.perf_counter() - started)
     else:
         loaded = load_teachers(run)
@@ -63,7 +65,12 @@ def prepare_teacher(run: Run) -> None:
 def load_teachers(run: Run) -> list[Teacher]:
     """The teachers of the recipe; those asked over a network say what that will take before they are asked anything."""
     said, rows = run.recipe.teacher, run.rows
-    loaded = [make.load_teacher(member, run.task, rows, run.folder / "cache") for member in said.members or [said]]
+    loaded = [
+        make.load_teacher(member, run.task, rows, run.folder / "cache")
+        if member.train is None
+        else train_teacher(run, member, run.folder / "teacher" / str(number))
+        for number, member in enumerate(said.members or [said], 1)
+    ]
     further = int(np.count_nonzero(rows.split == "train")) * run.recipe.rows.synthetic
     for teacher in loaded:
         for remote in remotes(teacher):
@@ -103,7 +110,7 @@ def _member(run: Run, teacher: Teacher, validation: Rows, number: int) -> Teache
 
 def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
     task = run.task
-    if task.kind in ("regression", "recognition"):
+    if task.kind in ("regression", "recognition", "matching"):
         return teacher
     known = np.zeros(0, dtype=np.int64) if validation.labels is None else np.flatnonzero(task.labelled(validation.labels))[:2000]
     some = validation.take(known if len(known) else slice(0, 8))
@@ -118,20 +125,20 @@ def _matched(run: Run, teacher: Teacher, validation: Rows) -> Teacher:
     return Matched(teacher, match.order, task=task)
 
 
-def train_teacher(run: Run) -> Teacher:
+def train_teacher(run: Run, member: TeacherMember, folder: Path) -> Teacher:
     """A teacher from the labels, with the same loop as the student."""
-    said = run.recipe.teacher.train
+    said = member.train
     assert said is not None and run.loaded is not None
-    rows = run.rows.part("train")
+    loaded = run.loaded.seen_by(member.inputs)
+    rows = loaded.rows.part("train")
     if rows.labels is None:
         raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U078")
-    folder = run.folder / "teacher"
     if said.model in ("forest", "boosted"):
-        return make.train_estimator_teacher(said, run.task, rows, folder)
-    seen = make.build_views(said, rows, run.loaded.encoding)
-    everything = make.training_set(run.loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
+        return make.train_estimator_teacher(said, run.task, rows, folder, reads=loaded.reads)
+    seen = make.views_seen(make.build_views(said, run.rows.part("train"), None if loaded.reads else loaded.encoding), loaded)
+    everything = make.training_set(loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
     teacher = make.build_student(
-        said.model, said.options, run.loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
+        said.model, said.options, loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
     )
     objective = make.build_label_objective(said, run.task, rows.labels)
     fit_network(run, teacher, objective, everything, said, said.seed, folder, "teacher", alone=True)

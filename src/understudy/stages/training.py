@@ -102,7 +102,9 @@ def _lesson(run: Run, objective: Objective) -> TrainingSet:
     rows = run.rows.part("train")
     said = rows if run.extra is None else join_rows(rows, run.extra)
     teacher, ask = _evidence(run, said, objective)
-    return make.training_set(run.loaded, rows, run.extra, teacher, views=run.views, augment=run.seen, ask=ask)
+    lesson = run.lesson
+    augment = make.views_seen(run.seen, lesson)
+    return make.training_set(lesson, lesson.rows.part("train"), run.extra, teacher, views=run.views, augment=augment, ask=ask)
 
 
 def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
@@ -114,7 +116,9 @@ def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
     if rows.labels is None or not task.labelled(rows.labels).any():
         run.warn([Problem("U066", "no training row has a label, so no control can be trained: gain unknown", "warning")])
         return {}
-    alone = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen, only_labelled=True)
+    lesson = run.lesson
+    augment = make.views_seen(run.seen, lesson)
+    alone = make.training_set(lesson, lesson.rows.part("train"), None, {}, views=run.views, augment=augment, only_labelled=True)
     options = make.with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
     labels_only = make.build_label_objective(recipe.train, task, rows.labels)
     folder = run.folder / f"seed-{seed}" / "control"
@@ -124,7 +128,7 @@ def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
 def _untrained(run: Run, model: str, options: dict[str, Any], encoded: torch.Tensor, seed: int) -> Student:
     assert run.loaded is not None
     real = encoded[: int(np.count_nonzero(run.rows.split == "train"))]
-    return make.build_student(model, options, run.loaded, real, run.rows.part("train").labels, seed=seed, name=model)
+    return make.build_student(model, options, run.lesson, real, run.rows.part("train").labels, seed=seed, name=model)
 
 
 def train_links(run: Run) -> None:
@@ -174,9 +178,8 @@ def _links(run: Run) -> list[Link]:
 
 
 def _encoded(run: Run) -> torch.Tensor:
-    assert run.loaded is not None
-    rows = run.rows.part("train")
-    return make.encode(rows.inputs, rows.kind, run.loaded.encoding)
+    rows = run.lesson.rows.part("train")
+    return make.encode(rows.inputs, rows.kind, run.lesson.encoding)
 
 
 def _hear(run: Run, folder: Path) -> None:
@@ -213,7 +216,8 @@ def learn_together(run: Run) -> dict[int, dict[str, Student]]:
         )
     run.seen = make.build_views(recipe.train, rows, run.loaded.encoding)
     run.views = 1 if run.seen is None else WITHOUT_END
-    full = make.training_set(run.loaded, rows, None, {}, views=run.views, augment=run.seen)
+    augment = make.views_seen(run.seen, run.lesson)
+    full = make.training_set(run.lesson, run.lesson.rows.part("train"), None, {}, views=run.views, augment=augment)
     models = [(recipe.student.model, recipe.student.options)]
     models += [(each.model, each.options) for each in said.members] or models * (said.count - 1)
     objective = cohort_objective(task, said.method, temperature=said.temperature, weight=said.weight)

@@ -24,6 +24,8 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from understudy.data.encoding import TableEncoding
+from understudy.data.pairs import PairEncoding
+from understudy.data.rows import narrowed, taken
 from understudy.data.tokenizing import TextEncoding
 from understudy.errors import InputError
 from understudy.signals import Signals
@@ -43,10 +45,11 @@ class Student:
 
     name: str
     task: Task
-    encoding: TableEncoding | TextEncoding | None = None
+    encoding: TableEncoding | TextEncoding | PairEncoding | None = None
     module: nn.Module | None = None
     preprocessing: nn.Module | None = None
     estimator: Any = None
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.module is None) == (self.estimator is None):
@@ -59,6 +62,7 @@ class Student:
 
     def encode(self, inputs: Any) -> Tensor:
         """Raw inputs as the module or the preprocessing reads them; arrays and images are not copied."""
+        inputs = narrowed(inputs, self.reads)
         array = inputs if self.encoding is None else self.encoding.encode(inputs)
         with warnings.catch_warnings():
             # a read-only memory map is fine: nothing writes to it
@@ -74,7 +78,7 @@ class Student:
 
     def signals(self, inputs: Any, batch_size: int = 1024) -> Signals:
         """Answers for raw inputs, on the CPU in float32; the mode of the module is left as it was."""
-        pieces = [self._answer(self.encode(_rows(inputs, slice(start, start + batch_size)))) for start in range(0, len(inputs), batch_size)]
+        pieces = [self._answer(self.encode(taken(inputs, slice(start, start + batch_size)))) for start in range(0, len(inputs), batch_size)]
         return {self.task.signal: torch.cat(pieces) if pieces else torch.zeros(0, self.task.outputs)}
 
     def _answer(self, encoded: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class Student:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         said: dict[str, Any] = {"name": self.name, "task": self.task.to_json()}
-        said["encoding"] = None if self.encoding is None else self.encoding.to_json()
+        said |= {"encoding": None if self.encoding is None else self.encoding.to_json(), "reads": list(self.reads)}
         if self.module is not None:
             said["file"] = MODULE
             save_model(self.module, str(folder / f"{MODULE}.part"))
@@ -130,13 +134,14 @@ class Student:
         if Task.from_json(said["task"]) != task:
             raise InputError(f"the student in {folder} is for {said['task']}, asked for {task.to_json()}", code="U077")
         encoding = None if said["encoding"] is None else _encoding(said["encoding"])
+        reads = tuple(said.get("reads", ()))
         if said["file"] != MODULE:
             prepared = from_spec(said["preprocessing"]) if said["preprocessing"] else None
-            return Student(said["name"], task, encoding, preprocessing=prepared, estimator=_undump(folder / said["file"]))
+            return Student(said["name"], task, encoding, preprocessing=prepared, estimator=_undump(folder / said["file"]), reads=reads)
         if module is None:
             raise InputError(f"the student in {folder} is a network: build the same module and pass it as `module`", code="U077")
         load_weights(module, folder / MODULE)
-        return Student(said["name"], task, encoding, module=module)
+        return Student(said["name"], task, encoding, module=module, reads=reads)
 
 
 @contextmanager
@@ -165,12 +170,10 @@ def load_weights(module: nn.Module, file: Path) -> None:
         raise InputError(f"the weights in {file} belong to another network: {error}", code="U077") from None
 
 
-def _encoding(said: dict[str, Any]) -> TableEncoding | TextEncoding:
+def _encoding(said: dict[str, Any]) -> TableEncoding | TextEncoding | PairEncoding:
+    if "names" in said:
+        return PairEncoding.from_json(said, [None if inner is None else _encoding(inner) for inner in said["encodings"]])
     return TextEncoding.from_json(said) if "tokenizer" in said else TableEncoding.from_json(said)
-
-
-def _rows(inputs: Any, piece: slice) -> Any:
-    return inputs[piece] if isinstance(inputs, np.ndarray) else inputs.iloc[piece]
 
 
 def _ask(estimator: Any, features: np.ndarray[Any, Any], task: Task) -> np.ndarray[Any, np.dtype[np.float32]]:
