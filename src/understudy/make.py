@@ -275,7 +275,7 @@ def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, count
 
 def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
     """The teacher that `source` names, through the adapter for its kind of file; a server's answers are kept in `cache`."""
-    from understudy.adapters import api, boosters, predictions, sklearn, stored, timm_models, torch_module
+    from understudy.adapters import api, boosters, keras, predictions, sklearn, stored, timm_models, torch_module
     from understudy.adapters import callables as functions
 
     source, classes = str(said.source), _class_names(said.classes)
@@ -286,6 +286,18 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
         return api.load(source, task=task, rows=rows, options=said.options, cache=cache)
     if source.startswith(("hf:", "sentences:")):
         return _text_teacher(said, task, rows, cache)
+    if source.startswith("keras:") or name.endswith((".keras", ".h5")) or keras.is_saved_model(Path(source)):
+        return keras.load(
+            source,
+            task=task,
+            classes=classes,
+            output=said.output,
+            trust=said.trust,
+            weights=weights,
+            pretrained=said.pretrained,
+            options=said.options,
+            **picture,
+        )
     if source.startswith("timm:"):
         return timm_models.load(
             source, task=task, classes=classes, pretrained=said.pretrained, weights=weights, options=said.options, **picture
@@ -314,7 +326,8 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
         return predictions.load(path, rows=rows, task=task, classes=classes, output=said.output)
     raise TeacherError(
         f"teacher.source = {source!r} is of no kind known here: .skops, .joblib, .pkl, .json or .ubj (XGBoost), .txt (LightGBM), "
-        ".parquet, .csv or .npz (predictions), a run's folder `transfer`, package.module:factory, timm:NAME, "
+        ".parquet, .csv or .npz (predictions), .keras, a SavedModel's folder, a run's folder `transfer`, package.module:factory, "
+        "timm:NAME, keras:NAME, "
         "http(s)://host/v1",
         code="U062",
     )
@@ -430,7 +443,7 @@ def is_estimator(model: str) -> bool:
 
 def is_custom(model: str) -> bool:
     """Whether the student is a torch module of the user's own."""
-    return ":" in model and not model.startswith(("timm:", "sklearn:"))
+    return ":" in model and not model.startswith(("timm:", "keras:", "sklearn:"))
 
 
 def encode(inputs: Any, kind: str, fitted: Encoder) -> torch.Tensor:
@@ -462,7 +475,10 @@ def build_student(
     prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _text_network(model, options, loaded) if kind == "text" else _network(model, options, prepared(encoded[:2]), task)
+        if kind == "text":
+            network = _text_network(model, options, loaded, seed)
+        else:
+            network = _network(model, options, prepared(encoded[:2]), task, seed)
     values = labels if task.kind == "regression" else None
     return Student(name, task, encoding=loaded.encoding, module=preprocessing.assemble(prepared, network, values=values))
 
@@ -478,7 +494,7 @@ def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         raise RecipeError(f"student.options for {function.__name__}: {told}", code="U063") from None
 
 
-def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Module:
+def _text_network(model: str, options: dict[str, Any], loaded: Loaded, seed: int) -> nn.Module:
     fitted, task = loaded.encoding, loaded.task
     assert isinstance(fitted, tokenizing.TextEncoding)
     shared = {"padding": fitted.padding, "pairs": fitted.pairs}
@@ -489,11 +505,11 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
     if is_custom(model):
         from understudy.adapters import torch_module
 
-        return torch_module.build(model, options)
+        return torch_module.build(model, options, seed=seed)
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, ['text.bag', 'text.transformer', 'text.static'])}", code="U063")
 
 
-def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task) -> nn.Module:
+def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task, seed: int) -> nn.Module:
     if model == "mlp":
         return _called(mlp.mlp, features.shape[1], task.outputs, options)
     if model == "convnet":
@@ -508,11 +524,15 @@ def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: 
         return timm_models.build(
             model.removeprefix("timm:"), classes=task.outputs, pretrained=pretrained, in_chans=features.shape[1], options=said
         )
+    if model.startswith("keras:"):
+        from understudy.adapters import keras
+
+        return keras.student(model.removeprefix("keras:"), features=features.shape[1:], classes=task.outputs, options=options, seed=seed)
     if ":" in model:
         from understudy.adapters import torch_module
 
-        return torch_module.build(model, options)
-    known = ["tree", "boosted", "mlp", "convnet", "timm:NAME", "package.module:factory", "sklearn:package.Class"]
+        return torch_module.build(model, options, seed=seed)
+    known = ["tree", "boosted", "mlp", "convnet", "timm:NAME", "keras:NAME", "package.module:factory", "sklearn:package.Class"]
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, known)}", code="U063")
 
 
