@@ -473,7 +473,7 @@ def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None
 
 def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
     """The teacher that `source` names, through the adapter for its kind of file; a server's answers are kept in `cache`."""
-    from understudy.adapters import api, boosters, predictions, sklearn, stored, timm_models, torch_module
+    from understudy.adapters import api, boosters, keras, predictions, sklearn, stored, timm_models, torch_module
     from understudy.adapters import callables as functions
 
     source, classes = str(said.source), _class_names(said.classes)
@@ -484,6 +484,18 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
         return api.load(source, task=task, rows=rows, options=said.options, cache=cache)
     if source.startswith(("hf:", "sentences:")):
         return _text_teacher(said, task, rows, cache)
+    if source.startswith("keras:") or name.endswith((".keras", ".h5")) or keras.is_saved_model(Path(source)):
+        return keras.load(
+            source,
+            task=task,
+            classes=classes,
+            output=said.output,
+            trust=said.trust,
+            weights=weights,
+            pretrained=said.pretrained,
+            options=said.options,
+            **picture,
+        )
     if source.startswith("timm:"):
         return timm_models.load(
             source, task=task, classes=classes, pretrained=said.pretrained, weights=weights, options=said.options, **picture
@@ -512,7 +524,8 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
         return predictions.load(path, rows=rows, task=task, classes=classes, output=said.output)
     raise TeacherError(
         f"teacher.source = {source!r} is of no kind known here: .skops, .joblib, .pkl, .json or .ubj (XGBoost), .txt (LightGBM), "
-        ".parquet, .csv or .npz (predictions), a run's folder `transfer`, package.module:factory, timm:NAME, "
+        ".parquet, .csv or .npz (predictions), .keras, a SavedModel's folder, a run's folder `transfer`, package.module:factory, "
+        "timm:NAME, keras:NAME, "
         "http(s)://host/v1",
         code="U062",
     )
@@ -654,7 +667,7 @@ def is_estimator(model: str) -> bool:
 
 def is_custom(model: str) -> bool:
     """Whether the student is a torch module of the user's own."""
-    return ":" in model and not model.startswith(("timm:", "sklearn:"))
+    return ":" in model and not model.startswith(("timm:", "keras:", "sklearn:"))
 
 
 def encode(inputs: Any, kind: str, fitted: Encoder) -> torch.Tensor:
@@ -692,8 +705,10 @@ def build_student(
     prepared = prepared if own is None else preprocessing.as_asked(prepared, own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        features = prepared(encoded[:2])
-        network = _text_network(model, options, loaded) if kind == "text" else _network(model, options, features, task, kind)
+        if kind == "text":
+            network = _text_network(model, options, loaded, seed)
+        else:
+            network = _network(model, options, prepared(encoded[:2]), task, kind, seed)
     values = labels if task.kind == "regression" else None
     module = preprocessing.assemble(prepared, network, values=values)
     return Student(name, task, encoding=loaded.encoding, module=module, reads=loaded.reads)
@@ -721,7 +736,7 @@ def _fusion(
             called = str(own.pop("model", BRANCHES[kind]))
             prepared = preprocessing.fit_preprocessing(part, kind, one, scale=True, flatten=called == "mlp", rate=loaded.rate)
             half, features = replace(loaded, task=vector, encoding=one), prepared(part[:2])
-            network = _text_network(called, own, half) if kind == "text" else _network(called, own, features, vector, kind)
+            network = _text_network(called, own, half, seed) if kind == "text" else _network(called, own, features, vector, kind, seed)
             branches[each] = preprocessing.assemble(prepared, network)
         if model == DUAL and said:
             raise RecipeError(
@@ -746,7 +761,7 @@ def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         raise RecipeError(f"student.options for {function.__name__}: {told}", code="U063") from None
 
 
-def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Module:
+def _text_network(model: str, options: dict[str, Any], loaded: Loaded, seed: int) -> nn.Module:
     fitted, task = loaded.encoding, loaded.task
     assert isinstance(fitted, tokenizing.TextEncoding)
     shared = {"padding": fitted.padding, "pairs": fitted.pairs}
@@ -761,7 +776,7 @@ def _text_network(model: str, options: dict[str, Any], loaded: Loaded) -> nn.Mod
     if is_custom(model):
         from understudy.adapters import torch_module
 
-        return torch_module.build(model, options)
+        return torch_module.build(model, options, seed=seed)
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, ['text.bag', 'text.transformer', 'text.static'])}", code="U063")
 
 
@@ -827,7 +842,7 @@ SPEECH: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task, kind: str) -> nn.Module:
+def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: Task, kind: str, seed: int) -> nn.Module:
     if model in SPEECH:
         if kind != "audio":
             raise RecipeError(f"{model} hears sound; these rows are of kind {kind!r}: use mlp or convnet", code="U427")
@@ -850,11 +865,15 @@ def _network(model: str, options: dict[str, Any], features: torch.Tensor, task: 
         return timm_models.build(
             model.removeprefix("timm:"), classes=task.outputs, pretrained=pretrained, in_chans=features.shape[1], options=said
         )
+    if model.startswith("keras:"):
+        from understudy.adapters import keras
+
+        return keras.student(model.removeprefix("keras:"), features=features.shape[1:], classes=task.outputs, options=options, seed=seed)
     if ":" in model:
         from understudy.adapters import torch_module
 
-        return torch_module.build(model, options)
-    known = ["tree", "boosted", "mlp", "convnet", *SPEECH, "timm:NAME", "package.module:factory", "sklearn:package.Class"]
+        return torch_module.build(model, options, seed=seed)
+    known = ["tree", "boosted", "mlp", "convnet", *SPEECH, "timm:NAME", "keras:NAME", "package.module:factory", "sklearn:package.Class"]
     raise RecipeError(f"no model {model!r}; {did_you_mean(model, known)}", code="U063")
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from understudy.adapters._keras_models import as_module, factory_seed
 from understudy.adapters._loading import RawPreparation, import_place, load_weights
 from understudy.answers import Output
-from understudy.errors import TeacherError
+from understudy.errors import InputError, TeacherError
 from understudy.tasks import Task
 from understudy.teachers import TorchTeacher
 
@@ -46,11 +47,14 @@ def load(
     )
 
 
-def build(place: str, options: dict[str, Any]) -> nn.Module:
-    """The module that a factory at a place makes with these options."""
+def build(place: str, options: dict[str, Any], seed: int = 0) -> nn.Module:
+    """The module that a factory at a place makes with these options; a Keras model (torch backend) as a torch module."""
     factory = import_place(place)
     try:
-        module = factory(**options) if callable(factory) and not isinstance(factory, nn.Module) else factory
+        with factory_seed(seed):
+            module = as_module(factory(**options) if callable(factory) and not isinstance(factory, nn.Module) else factory)
+    except InputError:
+        raise
     except TypeError as error:
         raise TeacherError(f"{place} cannot be called with options {sorted(options)}: {error}", code="U030") from error
     except Exception as error:
