@@ -28,8 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from understudy import make, recipe, wiring
+from understudy import recipe, wiring
 from understudy.data.rows import Rows
+from understudy.make.lessons import build_label_objective, build_objective, stored_answers, training_set
+from understudy.make.rows import build_views, encode, load_rows
+from understudy.make.students import build_student
 from understudy.measuring import scorecard
 from understudy.objectives import Objective
 from understudy.signals import Signals
@@ -203,11 +206,11 @@ class Bench:
     def __init__(self, pair: Pair, folder: Path) -> None:
         self.pair, self.folder = pair, folder
         self.said = self.recipe_of(METHODS["control"])
-        self.loaded = make.load_rows(self.said)
+        self.loaded = load_rows(self.said)
         self.task = self.loaded.task
         self.rows, self.test, self.held = (self.loaded.rows.part(part) for part in ("train", "test", "validation"))
-        self.encoded = make.encode(self.rows.inputs, self.rows.kind, None)
-        seen = make.build_views(self.said.train, self.rows, None)
+        self.encoded = encode(self.rows.inputs, self.rows.kind, None)
+        seen = build_views(self.said.train, self.rows, None)
         assert seen is not None
         self.seen = seen
         self.times: list[float] = []
@@ -228,7 +231,7 @@ class Bench:
 
     def network(self, options: dict[str, Any], seed: int, name: str) -> Student:
         """An untrained network of the pair's kind."""
-        return make.build_student(self.pair.model, options, self.loaded, self.encoded, None, seed=seed, name=name)
+        return build_student(self.pair.model, options, self.loaded, self.encoded, None, seed=seed, name=name)
 
     def taught(self, student: Student, said: Any, objective: Objective, data: TrainingSet, seed: int, to: Path | None) -> Student:
         """The network trained here, its weights kept in the folder if there is one."""
@@ -240,7 +243,7 @@ class Bench:
         """A teacher trained from the labels; the same with another seed for each number."""
         said = self.said.teacher.train
         assert said is not None
-        objective = make.build_label_objective(said, self.task, self.rows.labels)
+        objective = build_label_objective(said, self.task, self.rows.labels)
         name = f"teacher {number}"
         made = self.network(self.pair.teacher, 100 + number, name)
         self.others[name] = self.taught(made, said, objective, self.data(None), 100 + number, self.folder / f"teacher-{number}")
@@ -253,7 +256,7 @@ class Bench:
             self.times.append(time.process_time())
             return {} if ask is None else ask(rows, view, inputs)
 
-        return make.training_set(self.loaded, self.rows, None, {}, views=self.pair.views, augment=self.seen, ask=timed)
+        return training_set(self.loaded, self.rows, None, {}, views=self.pair.views, augment=self.seen, ask=timed)
 
     def store(self, speaker: Any, name: str) -> Any:
         """What a network says of every view, asked once."""
@@ -303,7 +306,7 @@ class Speakers:
         assert network is not None
         self.network: TorchTeacher = network
         inputs = bench.rows.inputs[:4]
-        objective = make.build_objective(bench.recipe_of(METHODS["PKT"]), bench.task, None)
+        objective = build_objective(bench.recipe_of(METHODS["PKT"]), bench.task, None)
         wiring.wire(objective, bench.network(bench.pair.student, 0, "student"), network, inputs)
         layers = list(dict.fromkeys([*STAGES, *objective.teacher_layers]))
         self.layered = network.giving(layers)
@@ -315,11 +318,11 @@ class Speakers:
         if not reads:
             return None
         if method == "TAKD":
-            return make.stored_answers(self.set_of("assistant"), keys, reads)
+            return stored_answers(self.set_of("assistant"), keys, reads)
         if method == "CA-MKD":
-            asks = [make.stored_answers(self.set_of(f"teacher {number}"), keys, ["logits"]) for number in (1, 2, 3)]
+            asks = [stored_answers(self.set_of(f"teacher {number}"), keys, ["logits"]) for number in (1, 2, 3)]
             return lambda *given: {f"teachers/{at}/logits": ask(*given)["logits"] for at, ask in enumerate(asks, 1)}
-        return make.stored_answers(self.set_of("teacher 1"), keys, reads)
+        return stored_answers(self.set_of("teacher 1"), keys, reads)
 
     def set_of(self, who: str) -> Any:
         """The transfer set of one of them."""
@@ -331,8 +334,8 @@ class Speakers:
     def assistant(self) -> Student:
         """Between teacher and student in size, taught by the teacher as the student is."""
         bench, said = self.bench, self.bench.recipe_of(METHODS["TAKD"])
-        objective = make.build_objective(said, bench.task, bench.rows.labels)
-        data = bench.data(make.stored_answers(self.set_of("teacher 1"), bench.rows.keys, ["logits"]))
+        objective = build_objective(said, bench.task, bench.rows.labels)
+        data = bench.data(stored_answers(self.set_of("teacher 1"), bench.rows.keys, ["logits"]))
         made = bench.network(bench.pair.assistant, 200, "assistant")
         bench.others["teacher's assistant"] = bench.taught(made, said.train, objective, data, 200, bench.folder / "assistant")
         return made
@@ -350,7 +353,7 @@ def run(bench: Bench, speakers: Speakers, method: str, seed: int) -> dict[str, A
         train_cohort(modules, objective, bench.data(None), task=bench.task, options=bench.said.train, seed=seed, progress=False)
     else:
         whole = bench.recipe_of(METHODS[method])
-        objective = make.build_objective(whole, bench.task, bench.rows.labels)
+        objective = build_objective(whole, bench.task, bench.rows.labels)
         inputs = bench.rows.inputs[:4]
         if objective.reads_layers:
             wiring.wire(objective, student, speakers.network, inputs)

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import torch
 
-from understudy import check_teacher, cli, make
+from understudy import check_teacher, cli
 from understudy.adapters import api
 from understudy.adapters._replies import choose_options, columns_of, read_body, read_label, read_logprobs, shares
 from understudy.data import encoding
@@ -428,6 +428,8 @@ from understudy.adapters import api
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.tasks import Task
+from understudy.make.rows import Loaded
+from understudy.make.lessons import training_set
 frame = pd.DataFrame({"x": range(20), "colour": ["red", "blue"] * 10})
 rows = Rows("table", frame, content_keys(frame, "table"), np.arange(20) % 2)
 options = {"model": "m", "concurrency": 2}
@@ -554,14 +556,14 @@ def test_a_network_is_trained_on_rows_with_and_without_an_answer() -> None:
     said = torch.tensor([[2.0, 0.0], [torch.nan, torch.nan]] * 8)
     inputs = pd.DataFrame({"x": np.arange(16.0)})
     rows = Rows("table", inputs, content_keys(inputs, "table"), np.arange(16) % 2, split=np.array(["train"] * 16))
-    loaded = make.Loaded(rows, TASK, encoding.TableEncoding.fit(inputs, 4), ())
-    data = make.training_set(loaded, rows, None, {"logits": said}, views=1, augment=None)
+    loaded = Loaded(rows, TASK, encoding.TableEncoding.fit(inputs, 4), ())
+    data = training_set(loaded, rows, None, {"logits": said}, views=1, augment=None)
     assert data.answered is not None and data.answered.tolist() == [True, False] * 8
     module = torch.nn.Linear(1, 2)
     objective = Objective.soft_labels(task=TASK)
     done = train(module, objective, data, task=TASK, options=OptimizerSection(epochs=2, batch_size=4), seed=0, progress=False)
     assert done.steps == 8 and all(parameter.isfinite().all() for parameter in module.parameters())
-    whole = make.training_set(loaded, rows, None, {"logits": said.nan_to_num(1.0)}, views=1, augment=None)
+    whole = training_set(loaded, rows, None, {"logits": said.nan_to_num(1.0)}, views=1, augment=None)
     assert whole.answered is None
 
 

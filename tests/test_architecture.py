@@ -47,15 +47,16 @@ ROW = {
     "pairing": 5,
     "make": 6,
     "stages": 7,
-    "pipeline": 8,
-    "cli": 9,
+    "planning": 8,
+    "pipeline": 9,
+    "cli": 10,
 }
 """A module imports only from a smaller row."""
 
 DOORS = {"__init__", "__main__"}
 """The public names and `python -m understudy`: they may import anything; the command line alone asks for the version."""
 
-SHAPES = {"data.rows", "store.encodings", "students.student", "students.preprocessing", "training.gradient"}
+SHAPES = {"data.rows", "make.rows", "store.encodings", "students.student", "students.preprocessing", "training.gradient"}
 """Modules that the siblings of a family may share although their names have no underscore."""
 
 CORE = {
@@ -190,7 +191,7 @@ def test_families_are_one_level_deep() -> None:
 
 
 def test_adapters_are_leaves_that_only_make_imports() -> None:
-    assert {name for name, target in edges() if target.startswith("adapters.") and not name.startswith("adapters.")} <= {"make"}
+    assert {name for name, target in edges() if target.startswith("adapters.") and not name.startswith(("adapters.", "make."))} == set()
 
 
 def test_the_command_line_is_imported_by_nobody() -> None:

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from understudy import make
 from understudy.data import splitting
 from understudy.errors import DataError
+from understudy.make.lessons import live_answers, training_set, with_steps_of
+from understudy.make.rows import build_views, load_rows
 from understudy.recipe import parse
 from understudy.teachers import FakeTeacher
 
@@ -31,7 +32,7 @@ def test_a_further_column_does_not_hide_that_test_rows_are_training_rows(tmp_pat
     test = pd.concat([train.head(5), frame(20, 1)])
     test.assign(note=1.0).to_csv(tmp_path / "test.csv", index=False)
     recipe = parse(said(tmp_path, train="train.csv", test="test.csv"))
-    rows = make.load_rows(recipe).rows
+    rows = load_rows(recipe).rows
     assert list(rows.inputs.columns) == ["a", "b"]
     assert len(splitting.overlap(rows)) == 5
 
@@ -40,21 +41,21 @@ def test_test_rows_without_a_training_column_are_refused(tmp_path: Path) -> None
     frame(80, 0).to_csv(tmp_path / "train.csv", index=False)
     frame(20, 1).rename(columns={"b": "B"}).to_csv(tmp_path / "test.csv", index=False)
     with pytest.raises(DataError, match="the test rows have no column 'b'; did you mean 'B'"):
-        make.load_rows(parse(said(tmp_path, train="train.csv", test="test.csv")))
+        load_rows(parse(said(tmp_path, train="train.csv", test="test.csv")))
 
 
 def test_control_gets_as_many_steps_as_the_student() -> None:
     options = parse({"out": "x", "data": {"train": "t.csv"}, "teacher": {"source": "m"}, "train": {"epochs": 4, "batch_size": 10}}).train
-    assert make.with_steps_of(options, 100, 100).epochs == 4
-    assert make.with_steps_of(options, 100, 1100).epochs == 44
+    assert with_steps_of(options, 100, 100).epochs == 4
+    assert with_steps_of(options, 100, 1100).epochs == 44
 
 
 def test_a_live_teacher_reads_the_same_noise_as_the_student(tmp_path: Path) -> None:
     frame(80, 0).assign(c=["x", "y"] * 40).to_csv(tmp_path / "train.csv", index=False)
-    loaded = make.load_rows(parse(said(tmp_path, train="train.csv")))
+    loaded = load_rows(parse(said(tmp_path, train="train.csv")))
     train = loaded.rows.part("train")
     options = parse(said(tmp_path, train="train.csv") | {"train": {"augment": {"noise": 0.5}}}).train
-    views = make.build_views(options, train, loaded.encoding)
+    views = build_views(options, train, loaded.encoding)
     assert views is not None and not views.finite
 
     heard: list[pd.DataFrame] = []
@@ -65,7 +66,7 @@ def test_a_live_teacher_reads_the_same_noise_as_the_student(tmp_path: Path) -> N
             return super().signals(inputs)
 
     listener = Listener(loaded.task)  # type: ignore[misc]
-    data = make.training_set(loaded, train, None, {}, views=9, augment=views, ask=make.live_answers(listener, train, views))
+    data = training_set(loaded, train, None, {}, views=9, augment=views, ask=live_answers(listener, train, views))
     rows, view = torch.tensor([5, 2, 40]), torch.tensor([3, 0, 8])
     batch = data.batch(rows, view)
     assert loaded.encoding is not None

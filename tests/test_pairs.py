@@ -20,13 +20,14 @@ import torch
 from PIL import Image
 from published import Case, cases
 
-from understudy import cli, make
+from understudy import cli
 from understudy.data import pairs, views
 from understudy.data._source import Source
 from understudy.data.keys import content_keys
 from understudy.data.pairs import PairEncoding, Partner
 from understudy.data.rows import Paired
 from understudy.errors import DataError, RecipeError
+from understudy.make.rows import Loaded, views_seen
 from understudy.measuring.scorecard import fidelity, quality
 from understudy.objectives import Objective
 from understudy.signals import Batch
@@ -228,17 +229,17 @@ def test_a_student_sees_the_views_that_the_teacher_saw() -> None:
     assert (theirs["number"] == rows["number"]).all()
     assert (theirs["photo"] != rows["photo"]).any()
     layout = PairEncoding.fit(rows, {})
-    loaded = make.Loaded(make.Rows("pair", rows, keys), Task("binary", ("a", "b")), layout, ())
-    both = make.views_seen(made, loaded.seen_by(["number", "photo"]))
+    loaded = Loaded(make.Rows("pair", rows, keys), Task("binary", ("a", "b")), layout, ())
+    both = views_seen(made, loaded.seen_by(["number", "photo"]))
     assert both is not None
     turned = layout.only(["number", "photo"])
     number, photo = turned.split(both(torch.from_numpy(turned.encode(rows)), keys, view))
     assert (photo.numpy() == theirs["photo"]).all()
     assert (number.numpy() == rows["number"]).all()
-    one = make.views_seen(made, loaded.seen_by(["photo"]))
+    one = views_seen(made, loaded.seen_by(["photo"]))
     assert one is not None
     assert (one(torch.from_numpy(rows["photo"]), keys, view).numpy() == theirs["photo"]).all()
-    assert make.views_seen(made, loaded.seen_by(["number"])) is None
+    assert views_seen(made, loaded.seen_by(["number"])) is None
 
 
 # --- the network ----------------------------------------------------------------------------------------------------

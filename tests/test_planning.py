@@ -12,9 +12,9 @@ from rich.console import Console
 from understudy import pipeline
 from understudy.errors import RecipeError
 from understudy.measuring import scorecard as cards
+from understudy.planning import refused
 from understudy.recipe import Recipe, parse
 from understudy.stages._run import Run
-from understudy.stages.planning import refused
 
 QUIET = Console(quiet=True)
 

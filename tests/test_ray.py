@@ -20,7 +20,8 @@ from rich.console import Console
 from test_ranks import RECIPE, lines
 from test_teaching import TASK, contents, make_rows
 
-from understudy import make, pipeline
+from understudy import pipeline
+from understudy.make.teachers import build_pool
 from understudy.recipe import parse
 from understudy.teachers import CallableTeacher
 from understudy.teaching import teach
@@ -81,7 +82,7 @@ def test_a_machine_is_lost_while_teaching(cluster: Any, tmp_path: Path) -> None:
         return seen[-1] >= 8
 
     lost = losing(cluster, node, half_way, tmp_path / "two" / "manifest.json")
-    teach(teacher, rows, tmp_path / "two", pool=make.build_pool(4, "ray"), **options)
+    teach(teacher, rows, tmp_path / "two", pool=build_pool(4, "ray"), **options)
     lost.join()
     assert 8 <= seen[-1] < 40
     assert (tmp_path / "lost").exists()

@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from understudy import make
 from understudy.answers import UNKNOWN, combined, known_columns
 from understudy.errors import InputError, RecipeError, TeacherError
 from understudy.losses.ensembles import confidence_weights, mean_of_probabilities
+from understudy.make.lessons import training_set
 from understudy.pipeline import distill
 from understudy.recipe import parse
 from understudy.tasks import Task
@@ -121,7 +121,7 @@ def test_experts_of_some_classes_teach_all_of_them(experts: Path, tmp_path: Path
     teacher = card["models"]["teacher"]["quality"]["accuracy"]["mean"]
     assert teacher > 0.6
     heard: list[dict[str, Tensor]] = []
-    made = make.training_set
+    made = training_set
 
     def watched(*given: Any, **options: Any) -> Any:
         heard.append(given[3])

@@ -21,11 +21,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from understudy import cli, make
+from understudy import cli
 from understudy.adapters import hugging_face, sentences
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError
+from understudy.make.rows import Loaded, load_rows
 from understudy.recipe import parse
 from understudy.tasks import Task
 
@@ -216,10 +217,10 @@ def test_several_labels_in_a_cell_are_a_multilabel_task(
 # --- teachers -------------------------------------------------------------------------------------------------------
 
 
-def rows_of(frame: pd.DataFrame, tmp_path: Path, **data: Any) -> make.Loaded:
+def rows_of(frame: pd.DataFrame, tmp_path: Path, **data: Any) -> Loaded:
     frame.to_csv(tmp_path / "rows.csv", index=False)
     said = {"root": str(tmp_path), "train": "rows.csv", "kind": "text", **data}
-    return make.load_rows(parse({"out": "x", "data": said, "teacher": {"source": "x"}, "student": {"model": "text.bag"}}))
+    return load_rows(parse({"out": "x", "data": said, "teacher": {"source": "x"}, "student": {"model": "text.bag"}}))
 
 
 def test_teachers_of_texts_keep_the_contract(tmp_path: Path) -> None:

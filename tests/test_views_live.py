@@ -12,13 +12,14 @@ from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from understudy import make
 from understudy.adapters import torchvision_views
 from understudy.adapters._loading import RawPreparation
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.data.views import Partners, Views, cropped, mixture_of, windows
 from understudy.errors import DataError, RecipeError
+from understudy.make.lessons import live_answers, stored_answers, training_set
+from understudy.make.rows import Loaded, build_views
 from understudy.objectives import Objective
 from understudy.recipe import OptimizerSection
 from understudy.signals import Batch
@@ -91,7 +92,7 @@ def test_training_from_the_cache_is_training_with_the_live_teacher(name: str, tm
     seen = SEEN[name]()
     stored = teach(teacher, ROWS, tmp_path / "store", task=TASK, views=3, augment=seen, view_spec=seen.spec, progress=False)
     losses = []
-    for ask in (make.stored_answers(stored, KEYS, ["logits"]), make.live_answers(teacher, ROWS, seen)):
+    for ask in (stored_answers(stored, KEYS, ["logits"]), live_answers(teacher, ROWS, seen)):
         torch.manual_seed(1)
         student = nn.Sequential(Pixels(), nn.Linear(360, 3))
         data = TrainingSet(torch.from_numpy(IMAGES), torch.from_numpy(LABELS), None, {}, keys=KEYS, views=3, augment=seen, ask=ask)
@@ -165,11 +166,11 @@ def test_what_torchvision_views_refuse() -> None:
     with pytest.raises(DataError, match=r"U320 augment.randaugment is for images, the rows are of kind 'array'"):
         Views("array", policies=(torchvision_views.randaugment(9),))
     with pytest.raises(RecipeError, match=r"U002 augment.operations belongs to randaugment"):
-        make.build_views(OptimizerSection(augment={"operations": 2}), ROWS, None)
+        build_views(OptimizerSection(augment={"operations": 2}), ROWS, None)
 
 
 def test_a_manifest_says_what_was_drawn() -> None:
-    made = make.build_views(OptimizerSection(augment={"randaugment": 7, "crop": 0.5}), ROWS, None)
+    made = build_views(OptimizerSection(augment={"randaugment": 7, "crop": 0.5}), ROWS, None)
     assert made is not None and not made.finite
     said = made.spec
     assert said["randaugment"] == {"magnitude": 7, "operations": 2, "torchvision": said["randaugment"]["torchvision"]}
@@ -180,9 +181,9 @@ def test_a_manifest_says_what_was_drawn() -> None:
 
 
 def mixed_set(labels: np.ndarray[Any, Any], seen: Views) -> TrainingSet:
-    loaded = make.Loaded(ROWS, TASK, None, ())
+    loaded = Loaded(ROWS, TASK, None, ())
     rows = Rows("image", IMAGES, KEYS, labels)
-    return make.training_set(loaded, rows, None, {}, views=4, augment=seen)
+    return training_set(loaded, rows, None, {}, views=4, augment=seen)
 
 
 def test_labels_are_mixed_as_their_pictures_are() -> None:

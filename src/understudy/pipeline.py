@@ -18,14 +18,18 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from understudy import make
 from understudy.checks.recipes import check_recipe
 from understudy.checks.students import check_student
 from understudy.data.rows import Rows
 from understudy.errors import InputError, Problem, TransferSetError, raise_errors
 from understudy.exporting import artifact
+from understudy.make.lessons import build_label_objective, build_objective
+from understudy.make.rows import build_views, encode, load_rows, synthetic_rows
+from understudy.make.students import build_student, is_custom, is_estimator
+from understudy.make.teachers import build_pool, train_on
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
+from understudy.planning import foretold, keep, probe, refused
 from understudy.pools import Pool
 from understudy.ranks import Ranks
 from understudy.recipe import Recipe
@@ -34,7 +38,6 @@ from understudy.stages._foresight import note_time
 from understudy.stages._run import Run, answers_of, join_rows, open_run, problems_of, refuse_other_storage
 from understudy.stages._speaker import wire_layers
 from understudy.stages.judging import close_run, export_best, measure_all, same_measure, write_lock
-from understudy.stages.planning import foretold, keep, probe, refused
 from understudy.stages.rows import prepare_rows, refuse_other_data
 from understudy.stages.teachers import load_teachers, prepare_teacher
 from understudy.stages.teaching import teach_rows, views_of
@@ -75,7 +78,7 @@ def distill(
     if on is not None and until == "train":
         return _train_on(recipe, on, workers, fresh, console)
     ranks = Ranks.here()
-    pool = make.build_pool(workers, on)
+    pool = build_pool(workers, on)
     if ranks is None:
         return _distill(recipe, until, fresh, console, None, pool)
     ranks.check_budget(recipe.train.max_time)
@@ -92,7 +95,7 @@ def distill(
 def _train_on(recipe: Recipe, on: str, workers: int | None, fresh: bool, console: Console | None) -> dict[str, Any]:
     """Teach on a cluster, then train there; each rank does what a process under torchrun does."""
     distill(recipe, until="teach", fresh=fresh, console=console, workers=workers, on=on)
-    make.train_on(on, workers, partial(distill, recipe, until="train", console=None), Path(recipe.out))
+    train_on(on, workers, partial(distill, recipe, until="train", console=None), Path(recipe.out))
     return {}
 
 
@@ -102,12 +105,12 @@ def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     if called is None:
         return {}
     run = Run(recipe, Path(recipe.out), Console(quiet=True))
-    run.loaded = make.load_rows(recipe, run.folder / "cache")
+    run.loaded = load_rows(recipe, run.folder / "cache")
     rows = run.rows.part("train")
-    run.extra = make.synthetic_rows(recipe, rows, run.task)
+    run.extra = synthetic_rows(recipe, rows, run.task)
     run.seen = views_of(run, rows if run.extra is None else join_rows(rows, run.extra))
     prepare_teacher(run)
-    wire_layers(run, make.build_objective(recipe, run.task, rows.labels))
+    wire_layers(run, build_objective(recipe, run.task, rows.labels))
     if called["taught"] is not None:
         run.taught = TransferSet.open(called["taught"], verify=False)
     for seed in recipe.seeds:
@@ -136,7 +139,7 @@ def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None,
     elif last >= 2:
         train_links(run)
         choose_objective(run)
-        if ranks is not None and not make.is_estimator(recipe.student.model):
+        if ranks is not None and not is_estimator(recipe.student.model):
             ranks.call({"taught": None if run.taught is None else str(run.taught.folder)})
         students = {seed: train_pair(run, seed) for seed in recipe.seeds}
         if recipe.generations is None:
@@ -183,7 +186,7 @@ def verify(store: str | Path, recipe: Recipe, *, rows: int = 64, seed: int = 0, 
     """
     taught = TransferSet.open(store)
     run = Run(recipe, Path(recipe.out), console or Console(stderr=False))
-    run.loaded = make.load_rows(recipe)
+    run.loaded = load_rows(recipe)
     inside = run.rows.take(np.flatnonzero(find_keys(taught.keys, run.rows.keys) >= 0))
     if not len(inside):
         raise TransferSetError(f"none of the {len(run.rows):,} rows of {recipe.data.train} is in {store}: give its data", code="U325")
@@ -236,7 +239,7 @@ def inspect(store: str | Path, recipe: Recipe | None = None, *, rows: int = 10, 
     found = soft_labels.describe(taught, rows=rows)
     names = {}
     if recipe is not None:
-        given = make.load_rows(recipe).rows
+        given = load_rows(recipe).rows
         shown = [row["position"] for row in found["shown"]]
         at = find_keys(given.keys, taught.keys[shown])
         names = {row: given.name(int(place)) for row, place in zip(shown, at, strict=True) if place >= 0}
@@ -294,12 +297,12 @@ def prepare_student(run: Run) -> None:
     assert run.loaded is not None
     problems: list[Problem] = []
     steps: list[Callable[[], Any]] = [
-        lambda: make.build_objective(recipe, task, rows.labels),
-        lambda: make.build_label_objective(recipe.train, task, rows.labels),
-        lambda: make.build_views(recipe.train, rows, run.loaded.encoding if run.loaded else None),
+        lambda: build_objective(recipe, task, rows.labels),
+        lambda: build_label_objective(recipe.train, task, rows.labels),
+        lambda: build_views(recipe.train, rows, run.loaded.encoding if run.loaded else None),
         lambda: raise_errors(_student_problems(run, rows)),
     ]
-    if not make.is_estimator(recipe.student.model):
+    if not is_estimator(recipe.student.model):
         steps.append(lambda: device_named(recipe.train.device))
     for step in steps:
         try:
@@ -314,9 +317,9 @@ def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> l
     assert run.loaded is not None
     lesson = run.lesson
     some = lesson.rows.part("train").take(slice(0, 256))
-    encoded = make.encode(some.inputs, some.kind, lesson.encoding)
+    encoded = encode(some.inputs, some.kind, lesson.encoding)
     model = recipe.student.model
-    student = make.build_student(model, recipe.student.options, lesson, encoded, some.labels, seed=recipe.seeds[0], name=model)
+    student = build_student(model, recipe.student.options, lesson, encoded, some.labels, seed=recipe.seeds[0], name=model)
     if student.module is None:
         return []
     problems = check_student(
@@ -328,7 +331,7 @@ def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> l
         teacher_parameters=parameters_of(teacher),
         teachers=[] if teacher is None else modules(teacher),
     )
-    if teacher is None and make.is_custom(model) and not any(problem.level == "error" for problem in problems):
+    if teacher is None and is_custom(model) and not any(problem.level == "error" for problem in problems):
         # hours of training would be lost when the file cannot be written in the end
         problems += artifact.check_exportable(student, encoded[:2])
     return problems
@@ -349,7 +352,7 @@ def explain(recipe: Recipe) -> str:
     names = ("no", "yes") if kind == "binary" else ("a", "b", "c")
     task = Task(kind, () if kind == "regression" else tuple(recipe.data.classes or names))
     options = recipe.train.model_copy(update={"class_weights": None})  # they follow from the labels
-    objective = make.build_objective(recipe.model_copy(update={"train": options}), task, None)
+    objective = build_objective(recipe.model_copy(update={"train": options}), task, None)
     lines = [f"total = {objective.formula()}", ""]
     for term in objective.active:
         sentence, _, formula = inspecting.cleandoc(term.loss.__doc__ or "a loss of your own").partition("\n\n")
@@ -362,4 +365,4 @@ def explain(recipe: Recipe) -> str:
     gap, momentum = options.momentum_gap, options.momentum
     if gap is not None:
         lines.append(f"momentum = {momentum - gap:g} for the gradient of the labels, {momentum + gap:g} for that of the teacher")
-    return "\n".join([*lines, f"control = {make.build_label_objective(options, task, None).formula()}"])
+    return "\n".join([*lines, f"control = {build_label_objective(options, task, None).formula()}"])

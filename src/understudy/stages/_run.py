@@ -18,11 +18,12 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from understudy import make
 from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
+from understudy.make.rows import Loaded
+from understudy.make.teachers import free_teacher_options
 from understudy.pools import Pool
 from understudy.recipe import Recipe, to_toml
 from understudy.signals import is_answered
@@ -41,7 +42,7 @@ class Run:
     recipe: Recipe
     folder: Path
     console: Console
-    loaded: make.Loaded | None = None
+    loaded: Loaded | None = None
     extra: Rows | None = None
     teacher: Teacher | None = None
     teacher_line: str = ""
@@ -65,7 +66,7 @@ class Run:
         return self.loaded.rows
 
     @property
-    def lesson(self) -> make.Loaded:
+    def lesson(self) -> Loaded:
         """The rows as the student sees them: the inputs that it reads."""
         assert self.loaded is not None
         return self.loaded.seen_by(self.recipe.student.inputs)
@@ -108,7 +109,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")
     if kept.exists():
-        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said, make.free_teacher_options(recipe.teacher))
+        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said, free_teacher_options(recipe.teacher))
         if moved and not fresh and _made_something(folder):
             raise RecipeError(
                 f"{folder} holds another run: {'; '.join(moved)}. Choose another --out, or --fresh to start its students over", code="U050"

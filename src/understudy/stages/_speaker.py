@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from understudy import make, wiring
+from understudy import wiring
 from understudy.checks.teachers import check_teacher
 from understudy.errors import raise_errors
+from understudy.make.rows import encode
+from understudy.make.students import build_student
 from understudy.objectives import Objective
 from understudy.stages._run import Run, first_inputs
 from understudy.students.student import Student
@@ -41,8 +43,8 @@ def _pupil(run: Run) -> Student:
     lesson, recipe = run.lesson, run.recipe
     said = recipe.chain[0] if recipe.chain and run.last is None else recipe.student
     some = lesson.rows.part("train").take(slice(0, 256))
-    encoded = make.encode(some.inputs, some.kind, lesson.encoding)
-    return make.build_student(said.model, said.options, lesson, encoded, some.labels, seed=0, name=said.model)
+    encoded = encode(some.inputs, some.kind, lesson.encoding)
+    return build_student(said.model, said.options, lesson, encoded, some.labels, seed=0, name=said.model)
 
 
 def numbers_of(run: Run) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
-from understudy import make
 from understudy.data.pairs import PairEncoding
 from understudy.data.rows import Paired, Rows
 from understudy.exporting import artifact
+from understudy.make.teachers import stored_sets
 from understudy.measuring import scorecard as cards
 from understudy.stages._fitting import parameters_of, validation_of
 from understudy.stages._foresight import looked_back
@@ -141,7 +141,7 @@ def _costs(run: Run, best: dict[str, Student], exported: dict[str, Any], test: R
     one, many = test.take(slice(0, 1)).inputs, test.take(np.arange(256) % len(test)).inputs
     seconds = 0.4 if run.recipe.measure.latency else 0.0
     costs: dict[str, Any] = {}
-    teacher = None if make.stored_sets(run.teacher) is not None else run.teacher
+    teacher = None if stored_sets(run.teacher) is not None else run.teacher
     for name, model in {"teacher": teacher, "control": best.get("control"), "student": best["student"]}.items():
         if model is not None:
             # a remote teacher's answers come from its cache now, which says nothing of its speed

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from understudy import make
 from understudy.checks.rows import check_rows
 from understudy.data import splitting
 from understudy.data.rows import Paired, Rows
 from understudy.errors import InputError, RecipeError, raise_errors
+from understudy.make.rows import load_rows
 from understudy.stages._run import Run, label_digest
 
 
@@ -19,7 +19,7 @@ def prepare_rows(run: Run) -> None:
     """Read, label, split and check the rows; print what they are."""
     cache = run.folder / "cache"
     cache.mkdir(exist_ok=True)
-    run.loaded = make.load_rows(run.recipe, cache)
+    run.loaded = load_rows(run.recipe, cache)
     rows, task = run.rows, run.task
     kept = run.folder / "split.npz"
     if kept.exists():
@@ -55,7 +55,7 @@ def refuse_other_data(run: Run) -> None:
     """A finished run whose data says something else now is not finished; data that is no longer there is not missed."""
     kept = run.folder / "split.npz"
     try:
-        rows = make.load_rows(run.recipe, run.folder / "cache").rows
+        rows = load_rows(run.recipe, run.folder / "cache").rows
     except InputError:
         return
     if kept.exists():

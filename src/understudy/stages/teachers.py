@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from understudy import make
 from understudy.answers import is_placeholder, known_columns, match_classes
 from understudy.checks.answers import check_answers
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
 from understudy.errors import PreflightError, RecipeError, TeacherError, raise_errors
+from understudy.make.lessons import build_label_objective, training_set
+from understudy.make.rows import build_views, views_seen
+from understudy.make.students import build_student
+from understudy.make.teachers import build_ensemble, load_teacher, train_estimator_teacher
 from understudy.measuring import scorecard as cards
 from understudy.recipe import TeacherMember
 from understudy.stages._fitting import fit_network
@@ -39,7 +42,7 @@ def prepare_teacher(run: Run) -> None:
         teacher = loaded[0]
         if said.members:
             members = [_member(run, each, validation, number) for number, each in enumerate(loaded, 1)]
-            teacher = run.ensemble = make.build_ensemble(members, task, said.members, said.combine)
+            teacher = run.ensemble = build_ensemble(members, task, said.members, said.combine)
     try:
         run.teacher = _matched(run, teacher, validation)
     except TeacherError as error:
@@ -66,7 +69,7 @@ def load_teachers(run: Run) -> list[Teacher]:
     """The teachers of the recipe; those asked over a network say what that will take before they are asked anything."""
     said, rows = run.recipe.teacher, run.rows
     loaded = [
-        make.load_teacher(member, run.task, rows, run.folder / "cache")
+        load_teacher(member, run.task, rows, run.folder / "cache")
         if member.train is None
         else train_teacher(run, member, run.folder / "teacher" / str(number))
         for number, member in enumerate(said.members or [said], 1)
@@ -134,12 +137,12 @@ def train_teacher(run: Run, member: TeacherMember, folder: Path) -> Teacher:
     if rows.labels is None:
         raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U078")
     if said.model in ("forest", "boosted"):
-        return make.train_estimator_teacher(said, run.task, rows, folder, reads=loaded.reads)
-    seen = make.views_seen(make.build_views(said, run.rows.part("train"), None if loaded.reads else loaded.encoding), loaded)
-    everything = make.training_set(loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
-    teacher = make.build_student(
+        return train_estimator_teacher(said, run.task, rows, folder, reads=loaded.reads)
+    seen = views_seen(build_views(said, run.rows.part("train"), None if loaded.reads else loaded.encoding), loaded)
+    everything = training_set(loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
+    teacher = build_student(
         said.model, said.options, loaded, everything.inputs, rows.labels, seed=said.seed, name=f"teacher ({said.model})"
     )
-    objective = make.build_label_objective(said, run.task, rows.labels)
+    objective = build_label_objective(said, run.task, rows.labels)
     fit_network(run, teacher, objective, everything, said, said.seed, folder, "teacher", alone=True)
     return teacher

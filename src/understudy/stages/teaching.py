@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from understudy import make
 from understudy.checks.answers import check_in_sample
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError, raise_errors
+from understudy.make.lessons import build_encoding, build_objective, temperature_of
+from understudy.make.rows import build_views, synthetic_rows
+from understudy.make.teachers import stored_sets
 from understudy.measuring import scorecard as cards
 from understudy.pools import Pool
 from understudy.signals import is_answered
@@ -27,12 +29,12 @@ def teach_rows(run: Run) -> None:
     said, task = run.recipe.teaching, run.task
     assert run.teacher is not None
     train_rows, rest = run.rows.part("train"), run.rows.take(np.flatnonzero(run.rows.split != "train"))
-    run.extra = make.synthetic_rows(run.recipe, train_rows, task)
+    run.extra = synthetic_rows(run.recipe, train_rows, task)
     asked = train_rows if run.extra is None else join_rows(train_rows, run.extra)
     run.seen = views_of(run, asked)
-    wire_layers(run, make.build_objective(run.recipe, task, train_rows.labels))
+    wire_layers(run, build_objective(run.recipe, task, train_rows.labels))
     assert run.speaker is not None
-    there = make.stored_sets(run.teacher)
+    there = stored_sets(run.teacher)
     if there is not None:
         _take_stored(run, there, asked, rest)
         return
@@ -41,8 +43,8 @@ def teach_rows(run: Run) -> None:
     folder = run.folder / "transfer"
     temperature = 1.0
     if said.encoding != "dense":
-        temperature = make.temperature_of(make.build_objective(run.recipe, task, train_rows.labels))
-    encoding = make.build_encoding(run.recipe, temperature)
+        temperature = temperature_of(build_objective(run.recipe, task, train_rows.labels))
+    encoding = build_encoding(run.recipe, temperature)
     if task.kind == "recognition" and said.encoding != "dense":
         raise RecipeError(
             f"teaching.encoding = {said.encoding!r} is for one answer a row; a recognition has frames: use dense", code="U428"
@@ -133,7 +135,7 @@ def views_of(run: Run, asked: Rows) -> Views | None:
     assert run.loaded is not None
     if said == 1:
         return None
-    seen = make.build_views(run.recipe.train, asked, run.loaded.encoding, counted=said in ("all", "live"))
+    seen = build_views(run.recipe.train, asked, run.loaded.encoding, counted=said in ("all", "live"))
     run.views = 1 if seen is None else said if isinstance(said, int) else seen.count
     return seen
 

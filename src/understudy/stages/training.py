@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from understudy import make, wiring
+from understudy import wiring
 from understudy.checks.answers import check_gain
 from understudy.checks.students import check_student
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
 from understudy.errors import Problem, RecipeError, TransferSetError, raise_errors
+from understudy.make.lessons import (
+    build_label_objective,
+    build_objective,
+    live_answers,
+    stored_answers,
+    temperature_of,
+    training_set,
+    weighed_answers,
+    with_steps_of,
+)
+from understudy.make.rows import build_views, encode, views_seen
+from understudy.make.students import build_student, is_estimator
 from understudy.objectives import Objective
 from understudy.recipe import ObjectiveSection, Recipe
 from understudy.signals import Signals
@@ -34,7 +46,7 @@ from understudy.training.trees import fit_estimator
 def train_pair(run: Run, seed: int) -> dict[str, Student]:
     """The student and its control: same initialisation, row order, views and steps; only the teacher differs."""
     recipe, task = run.recipe, run.task
-    objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+    objective = build_objective(recipe, task, run.rows.part("train").labels)
     wire_layers(run, objective)
     full = _lesson(run, objective)
     student = _one(run, "student", full, objective, recipe.train, seed, run.folder / f"seed-{seed}" / "student", full.inputs)
@@ -70,7 +82,7 @@ def choose_objective(run: Run) -> None:
 
 def _try_pairs(run: Run) -> dict[str, Any]:
     recipe, rows = run.recipe, run.rows.part("validation")
-    trees = make.is_estimator(recipe.student.model)
+    trees = is_estimator(recipe.student.model)
     short = recipe.train.model_copy(update={"epochs": max(1, round(recipe.train.epochs / 4)), "patience": None})
     if short.max_time is not None:
         short = short.model_copy(update={"max_time": short.max_time / 4})
@@ -78,7 +90,7 @@ def _try_pairs(run: Run) -> dict[str, Any]:
     metric, tried = run.task.metric if labelled else "agreement", []
     for alpha, temperature in TREE_PAIRS if trees else PAIRS:
         run.recipe = _with_pair(recipe, alpha, temperature)
-        objective = make.build_objective(run.recipe, run.task, run.rows.part("train").labels)
+        objective = build_objective(run.recipe, run.task, run.rows.part("train").labels)
         full, folder = _lesson(run, objective), run.folder / "choice" / f"{alpha:g}-{temperature:g}"
         student = _one(run, "trial", full, objective, short, recipe.seeds[0], folder, full.inputs)
         tried.append({"alpha": alpha, "temperature": temperature, "score": validation_of(run)(student)[metric]})
@@ -103,8 +115,8 @@ def _lesson(run: Run, objective: Objective) -> TrainingSet:
     said = rows if run.extra is None else join_rows(rows, run.extra)
     teacher, ask = _evidence(run, said, objective)
     lesson = run.lesson
-    augment = make.views_seen(run.seen, lesson)
-    return make.training_set(lesson, lesson.rows.part("train"), run.extra, teacher, views=run.views, augment=augment, ask=ask)
+    augment = views_seen(run.seen, lesson)
+    return training_set(lesson, lesson.rows.part("train"), run.extra, teacher, views=run.views, augment=augment, ask=ask)
 
 
 def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
@@ -117,10 +129,10 @@ def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
         run.warn([Problem("U066", "no training row has a label, so no control can be trained: gain unknown", "warning")])
         return {}
     lesson = run.lesson
-    augment = make.views_seen(run.seen, lesson)
-    alone = make.training_set(lesson, lesson.rows.part("train"), None, {}, views=run.views, augment=augment, only_labelled=True)
-    options = make.with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
-    labels_only = make.build_label_objective(recipe.train, task, rows.labels)
+    augment = views_seen(run.seen, lesson)
+    alone = training_set(lesson, lesson.rows.part("train"), None, {}, views=run.views, augment=augment, only_labelled=True)
+    options = with_steps_of(recipe.train, len(alone.inputs), len(full.inputs))
+    labels_only = build_label_objective(recipe.train, task, rows.labels)
     folder = run.folder / f"seed-{seed}" / "control"
     return {"control": _one(run, "control", alone, labels_only, options, seed, folder, full.inputs[: len(rows)])}
 
@@ -128,7 +140,7 @@ def _control(run: Run, seed: int, full: TrainingSet) -> dict[str, Student]:
 def _untrained(run: Run, model: str, options: dict[str, Any], encoded: torch.Tensor, seed: int) -> Student:
     assert run.loaded is not None
     real = encoded[: int(np.count_nonzero(run.rows.split == "train"))]
-    return make.build_student(model, options, run.lesson, real, run.rows.part("train").labels, seed=seed, name=model)
+    return build_student(model, options, run.lesson, real, run.rows.part("train").labels, seed=seed, name=model)
 
 
 def train_links(run: Run) -> None:
@@ -144,7 +156,7 @@ def train_links(run: Run) -> None:
         run.warn(check_sizes([("the teacher", parameters_of(run.teacher)), *assistants, ("the student", student.parameters())]))
 
     def lesson(speaker: Teacher, link: Link, folder: Path) -> tuple[Objective, TrainingSet]:
-        objective = make.build_objective(recipe, task, run.rows.part("train").labels)
+        objective = build_objective(recipe, task, run.rows.part("train").labels)
         wire_layers(run, objective, pupil=link.student, teacher=speaker)
         if speaker is not run.teacher:
             _hear(run, folder)
@@ -159,7 +171,7 @@ def train_links(run: Run) -> None:
     validate = validation_of(run)
     metric = task.metric if run.rows.labels is not None else "agreement"
     run.last = train_chain(run.teacher, links, lesson, task=task, to=run.folder / "chain", validate=validate, metric=metric, done=done)
-    wire_layers(run, make.build_objective(recipe, task, run.rows.part("train").labels))
+    wire_layers(run, build_objective(recipe, task, run.rows.part("train").labels))
     _hear(run, run.folder / "chain" / "last")
 
 
@@ -179,7 +191,7 @@ def _links(run: Run) -> list[Link]:
 
 def _encoded(run: Run) -> torch.Tensor:
     rows = run.lesson.rows.part("train")
-    return make.encode(rows.inputs, rows.kind, run.lesson.encoding)
+    return encode(rows.inputs, rows.kind, run.lesson.encoding)
 
 
 def _hear(run: Run, folder: Path) -> None:
@@ -214,10 +226,10 @@ def learn_together(run: Run) -> dict[int, dict[str, Student]]:
         raise RecipeError(
             f"cohort.method = 'collaborative' is for classes that exclude each other, the task is {task.kind}: use 'mutual'", code="U352"
         )
-    run.seen = make.build_views(recipe.train, rows, run.loaded.encoding)
+    run.seen = build_views(recipe.train, rows, run.loaded.encoding)
     run.views = 1 if run.seen is None else WITHOUT_END
-    augment = make.views_seen(run.seen, run.lesson)
-    full = make.training_set(run.lesson, run.lesson.rows.part("train"), None, {}, views=run.views, augment=augment)
+    augment = views_seen(run.seen, run.lesson)
+    full = training_set(run.lesson, run.lesson.rows.part("train"), None, {}, views=run.views, augment=augment)
     models = [(recipe.student.model, recipe.student.options)]
     models += [(each.model, each.options) for each in said.members] or models * (said.count - 1)
     objective = cohort_objective(task, said.method, temperature=said.temperature, weight=said.weight)
@@ -270,7 +282,7 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
 
     Trees take the plain row's answers; so do several views, whose answers are read batch by batch.
     """
-    task, trees = run.task, make.is_estimator(run.recipe.student.model)
+    task, trees = run.task, is_estimator(run.recipe.student.model)
     reads = list(objective.hears)
     weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
     if run.speaker is not None and run.speaker is not run.teacher:
@@ -297,15 +309,15 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         assert speaker is not None
         if trees:
             return speaker.signals(rows.inputs), None
-        ask = make.live_answers(speaker, rows, run.seen)
-        return {}, ask if weighed is None else make.weighed_answers(ask, weighed, _labels(run, len(rows)), make.temperature_of(objective))
+        ask = live_answers(speaker, rows, run.seen)
+        return {}, ask if weighed is None else weighed_answers(ask, weighed, _labels(run, len(rows)), temperature_of(objective))
     sparse = run.taught.sparse(task.signal)
-    temperature = make.temperature_of(objective) if sparse or weighed is not None else None
+    temperature = temperature_of(objective) if sparse or weighed is not None else None
     if weighed is not None:
         reads = [*reads, *(f"teachers/{name}/{task.signal}" for name in weighed.names)]
-    ask = make.stored_answers(run.taught, rows.keys, reads or [task.signal], temperature=temperature if sparse else None)
+    ask = stored_answers(run.taught, rows.keys, reads or [task.signal], temperature=temperature if sparse else None)
     if weighed is not None and temperature is not None:
-        ask = make.weighed_answers(ask, weighed, _labels(run, len(rows)), temperature)
+        ask = weighed_answers(ask, weighed, _labels(run, len(rows)), temperature)
     if not trees and (run.views > 1 or sparse):
         return {}, ask
     if trees and weighed is None:
@@ -327,7 +339,7 @@ def _one(run: Run, name: str, data: TrainingSet, objective: Any, options: Any, s
     recipe = run.recipe
     assert run.loaded is not None
     student = _untrained(run, recipe.student.model, recipe.student.options, fitted_on, seed)
-    if not make.is_estimator(recipe.student.model):
+    if not is_estimator(recipe.student.model):
         problems = check_student(
             student, run.task, fitted_on[:32], batch_size=options.batch_size, rows=len(data.inputs), teacher_parameters=_larger(run)
         )

@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 from rich.console import Console
 
-from understudy import make
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.errors import Problem, RecipeError
+from understudy.make.rows import encode
 from understudy.recipe import Recipe
 from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
 from understudy.stages._run import Run, write_json
@@ -166,7 +166,7 @@ def _memory(run: Run, found: list[Probed], rows: int) -> float:
     """The most that this process held until now, and what the rows that the probe left out will add."""
     assert run.loaded is not None
     train = run.rows.part("train")
-    some = make.encode(train.take(slice(0, 8)).inputs, train.kind, run.loaded.encoding)
+    some = encode(train.take(slice(0, 8)).inputs, train.kind, run.loaded.encoding)
     left_out = (rows - found[-1].rows) * (1 + run.recipe.rows.synthetic)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
     each = 2 * some[:1].nbytes + 2 * 4 * run.task.outputs
