@@ -234,6 +234,9 @@ def bad_tables(here: Path, frame: pd.DataFrame) -> None:
     frame.assign(x=(frame["a"] > 0) * 1, y=(frame["b"] > 0) * 1).drop(columns="kind").to_csv(here / "tags.csv", index=False)
     (here / "cp1252.csv").write_bytes(text.replace("oak", "érable").encode("cp1252"))
     (here / "lost.csv").write_text(text.replace("oak", "\ufffdrable"), encoding="utf-8")
+    (here / "misread.csv").write_text(text.replace("oak", "Ã©rable"), encoding="utf-8")
+    near = frame.iloc[:100].assign(a=frame["a"] + 1e-4)
+    near.to_csv(here / "near.csv", index=False)
     (here / "marked.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (here / "semicolons.csv").write_text(text.replace(",", ";"))
     lines = text.split("\n")
@@ -499,10 +502,14 @@ WARNED = [
              ("U221 1 of 3 classes are absent from a split", "U222 classes are severely imbalanced", "oak                              2")),
     Doubtful(26, "overlap is allowed", [*GOOD, "--test", "test.csv", *setting("data.overlap=allow")],
              ("U225", "train rows are also test rows", "kept because data.overlap = 'allow'")),
+    Doubtful(26, "test rows repeat training rows but for the last digits", [*GOOD, "--test", "near.csv"],
+             ("U232", "held-out rows looked at nearly repeat a training row (first: ")),
     Doubtful(27, "one image of 120 is broken", images("one_broken"),
              ("U165 1 of 120 images of one_broken cannot be read and are left out: dog/007.png (empty file)",)),
     Doubtful(28, "letters were lost", data("lost.csv", *setting('teacher.classes=["ash", "beech", "\ufffdrable"]')),
-             ("U373 column 'kind' of lost.csv holds letters that were lost", "133 such cells); save it again as UTF-8")),
+             ("U373 column 'kind' of lost.csv holds letters that were lost or changed", "133 such cells); save it again as UTF-8")),
+    Doubtful(28, "letters were read in a wrong encoding", data("misread.csv", *setting('teacher.classes=["ash", "beech", "Ã©rable"]')),
+             ("U373 column 'kind' of misread.csv holds letters that were lost or changed", "save it again as UTF-8")),
     Doubtful(28, "the table has a byte order mark, which is no harm", data("marked.csv"), ("nothing stands in the way",)),
     Doubtful(30, "the student is larger than the teacher", student("mlp"), ("U254 student 'mlp' has 1,027 parameters, the teacher 15",)),
     Doubtful(30, "there are few validation and test rows", GOOD, ("U226 validation has 60 rows: ±13 points at 95 %", "U227 test has 60")),

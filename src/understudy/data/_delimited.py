@@ -15,6 +15,8 @@ from understudy.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
+MOJIBAKE = r"Ã[\u0080-\u00bf\u0152-\u2122]|â€[\u0080-\u00bf\u0152-\u2122œ™˜]|\ufffd|[\u0080-\u009f]"
+"""UTF-8 that was read as Western Windows or Latin-1, letters that were lost, and control characters of neither."""
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 

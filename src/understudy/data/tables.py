@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from understudy.data._delimited import check_shape, check_there, decode, header_of, is_number, records
+from understudy.data._delimited import MOJIBAKE, check_shape, check_there, decode, header_of, is_number, records
 from understudy.data._source import Source, check_columns, place, take_apart
 from understudy.errors import DataError, Problem
 
@@ -145,9 +145,9 @@ def _check_finite(frame: pd.DataFrame, names: Array) -> None:
 def _lost_letters(frame: pd.DataFrame, where: str, names: Array) -> Iterable[Problem]:
     for name in frame.columns:
         if pd.api.types.is_string_dtype(frame[name].dtype):
-            bad = np.flatnonzero(frame[name].astype("str").str.contains("\ufffd", regex=False, na=False).to_numpy())
+            bad = np.flatnonzero(frame[name].astype("str").str.contains(MOJIBAKE, regex=True, na=False).to_numpy())
             if len(bad):
-                told = f"column {name!r} of {where} holds letters that were lost when the text was read in a wrong encoding"
+                told = f"column {name!r} of {where} holds letters that were lost or changed when the text was read in a wrong encoding"
                 first = f"{place(names, bad[0])}: {str(frame[name].iloc[bad[0]])[:40]!r}, {len(bad)} such cells"
                 text = f"{told} ({first}); save it again as UTF-8"
                 yield Problem("U373", text, "warning")

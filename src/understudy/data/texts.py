@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from understudy.data._delimited import check_shape, check_there, decode, header_of, records
+from understudy.data._delimited import MOJIBAKE, check_shape, check_there, decode, header_of, records
 from understudy.data._files import by_folders
 from understudy.data._source import Source, check_columns, place, split_words
 from understudy.errors import DataError, Problem, did_you_mean
@@ -24,8 +24,6 @@ Array = np.ndarray[Any, Any]
 
 TOLERATED = 0.01
 """Part of rows without a text that is left out with a warning; more is an error."""
-_MOJIBAKE = r"Ã[\u0080-\u00bf\u0152-\u2122]|â€[\u0080-\u00bf\u0152-\u2122œ™˜]|\ufffd|[\u0080-\u009f]"
-"""UTF-8 that was read as Western Windows or Latin-1, letters that were lost, and control characters of neither."""
 
 
 def read_texts(
@@ -217,11 +215,11 @@ def _cleaned(source: Source, where: str) -> Source:
 def _strange(texts: Array, where: str, names: Array | None) -> Iterable[Problem]:
     found = np.zeros(len(texts), dtype=bool)
     for column in texts.T:
-        found |= pd.Series(column, dtype=object).str.contains(_MOJIBAKE, regex=True, na=False).to_numpy(dtype=bool)
+        found |= pd.Series(column, dtype=object).str.contains(MOJIBAKE, regex=True, na=False).to_numpy(dtype=bool)
     if found.any():
         at = np.flatnonzero(found)
         shown = ", ".join(place(names, int(position)) for position in at[:5])
-        example = next(cell for cell in texts[at[0]] if pd.Series([cell]).str.contains(_MOJIBAKE, regex=True).any())
+        example = next(cell for cell in texts[at[0]] if pd.Series([cell]).str.contains(MOJIBAKE, regex=True).any())
         told = f"{len(at):,} texts of {where} look as if they were read in a wrong encoding, such as {example[:60]!r} ({shown})"
         fix = "if the file is not UTF-8, say so in data.encoding; if it was saved wrong, save it again from its source"
         yield Problem("U401", f"{told}; {fix}", "warning")
