@@ -7,6 +7,7 @@ tokens points where the encoder does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -61,30 +62,44 @@ def distill(
     texts = np.unique(corpus.ravel().astype(str)).astype(object) if corpus is not None and epochs else np.empty(0, dtype=object)
     said = repr((encoder.digest(), width, smoothing, epochs, lr, batch_size, relations, seed, tokens.length, tokens.special))
     name = digest(said.encode(), tokens.tokenizer.encode(), *(text.encode() for text in texts.tolist()))[:16]
-    file = None if cache is None else cache / f"static-{name}.npz"
+
+    def make() -> dict[str, Array]:
+        table, centre, axes = _token_vectors(encoder, tokens, width, cache)
+        encoded = tokens.encode(texts)
+        made = StaticVectors(table, _weights(tokens, encoded, smoothing))
+        if len(texts):
+            targets = torch.from_numpy((_said(encoder, texts, cache) - centre) @ axes)
+            options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "relations": relations, "seed": seed}
+            made = _trained(made, tokens, torch.from_numpy(encoded), targets, **options)
+        return {"vectors": made.vectors, "weights": made.weights}
+
+    return StaticVectors(**_kept(None if cache is None else cache / f"static-{name}.npz", make))
+
+
+def _kept(file: Path | None, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    """The arrays of a file, which is made whole when it is not there."""
     if file is not None and file.is_file():
-        with np.load(file) as kept:
-            return StaticVectors(kept["vectors"], kept["weights"])
-    table, centre, axes = _token_vectors(encoder, tokens, width)
-    encoded = tokens.encode(texts)
-    made = StaticVectors(table, _weights(tokens, encoded, smoothing))
-    if len(texts):
-        targets = torch.from_numpy((encoder.vectors(texts) - centre) @ axes)
-        made = _trained(
-            made, tokens, torch.from_numpy(encoded), targets, epochs=epochs, lr=lr, batch_size=batch_size, relations=relations, seed=seed
-        )
+        with np.load(file) as there:
+            return {name: there[name] for name in there.files}
+    made = make()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.part.npz")
-        np.savez(part, vectors=made.vectors, weights=made.weights)
+        np.savez(part, **made)  # type: ignore[arg-type]
         part.replace(file)
     return made
 
 
-def _token_vectors(encoder: SentenceEncoder, tokens: TextEncoding, width: int) -> tuple[Array, Array, Array]:
+def _said(encoder: SentenceEncoder, texts: Array, cache: Path | None) -> Array:
+    """The encoder's vectors of these texts, asked once for all options of a training."""
+    name = digest(encoder.digest().encode(), *(text.encode() for text in texts.tolist()))[:16]
+    return _kept(None if cache is None else cache / f"vectors-{name}.npz", lambda: {"vectors": encoder.vectors(texts)})["vectors"]
+
+
+def _token_vectors(encoder: SentenceEncoder, tokens: TextEncoding, width: int, cache: Path | None) -> tuple[Array, Array, Array]:
     """What the encoder says of each token alone, on its first principal components; the centre, and the axes [width of it, width]."""
     words = np.array([word.removeprefix("##").replace("\u2581", "") or word for word in tokens.words], dtype=object)
-    said = encoder.vectors(words).astype(np.float64)
+    said = _said(encoder, words, cache).astype(np.float64)
     centre = said.mean(axis=0)
     _, _, axes = np.linalg.svd(said - centre, full_matrices=False)
     axes = axes[:width].T
