@@ -81,7 +81,6 @@ LABEL_KINDS: dict[Loss, tuple[str, ...]] = {
 BINDERS: dict[str, type[Any]] = {
     "labels": OnLabels,
     "logits": OnLogits,
-    "frames": OnFrames,
     "logits_and_labels": OnLogitsAndLabels,
     "teachers": OnTeachers,
     "values": OnValues,
@@ -95,6 +94,7 @@ BINDERS: dict[str, type[Any]] = {
     "tokens": OnTokens,
     "topk": OnTopK,
     "top": OnTop,
+    "frames": OnFrames,
 }
 """The word a recipe uses in `reads` -> the term that binds such a loss."""
 
