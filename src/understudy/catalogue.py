@@ -22,7 +22,6 @@ FAMILIES = {
     "embeddings": "embedding",
     "relations": "relations",
     "tokens": "tokens",
-    "sequences": "tokens",
     "topk": "topk",
     "stored": "top",
 }

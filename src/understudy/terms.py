@@ -316,9 +316,7 @@ class OnTokens(Term):
             )
         if counted is None:
             return self.loss(student, teacher, **self.options).mean(1)
-        takes = inspect.signature(self.loss).parameters
-        said = {"mask": counted} if "mask" in takes else {"lengths": counted.sum(1)}
-        values = self.loss(student, teacher, **said, **self.options).sum(1)
+        values = self.loss(student, teacher, mask=counted, **self.options).sum(1)
         known = self._counted(batch)
         there = counted.sum(1) if known is None else counted.sum(1)[known]
         return values / there.float().mean().clamp_min(1e-12)
