@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from understudy import pipeline
 from understudy.errors import InputError, RecipeError
+from understudy.features import FeatureTerm
 from understudy.losses.logits import soft_target
 from understudy.losses.tokens import forward_kl
 from understudy.objectives import Objective
@@ -135,10 +136,9 @@ def test_a_term_on_tokens_is_a_mean_over_the_positions_that_count() -> None:
     task = Task("multiclass", tuple("abcde"))
     wanted = torch.stack([forward_kl(student[:, [at]], teacher[:, [at]])[:, 0] for at in range(4)], 1)[places > 0].mean()
     batch = Batch(student, labels, None, {"logits": teacher, "counts": places.float()})
-    for said_places in ("counts", "labels"):
+    for said_places in ("labels", "counts"):
         (term,) = Objective.from_terms([("tokens.forward_kl", 1.0, {"places": said_places})], task).active
         torch.testing.assert_close(term({"logits": student}, batch), wanted)
-    (term,) = Objective.from_terms([("tokens.forward_kl", 1.0, {"places": "counts"})], task).active
     with pytest.raises(InputError, match=r"U483 .*counts is \[3, 2\], the positions are \[3, 4\]"):
         term({"logits": student}, Batch(student, labels, None, {"logits": teacher, "counts": places[:, :2]}))
 
@@ -256,6 +256,49 @@ def test_exits_that_cannot_be(digits: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [term]})))
+
+
+# --- layers with connectors that learn ----------------------------------------------------------------------------------
+
+
+def test_flows_fused_layers_and_learned_variances_in_one_run(digits: Path, tmp_path: Path) -> None:
+    terms = [
+        CE,
+        {"loss": "channels.solution_flow", "weight": 1.0},
+        {"loss": "layers.hierarchical_context", "weight": {"schedule": "constant", "end": 1.0, "warmup": 0.3}, "connector": "attention"},
+        {"loss": "layers.variational_information", "weight": 0.1},
+    ]
+    train = {"epochs": 4, "batch_size": 32, "lr": 0.01}
+    recipe = pictures(digits, tmp_path / "run", objective={"terms": terms}, train=train)
+    shown = pipeline.explain(parse(recipe))
+    assert "[1, warm-up 30%] * hierarchical_context(student.auto, teacher.auto)" in shown
+    assert "1 * solution_flow(student.auto, teacher.auto)" in shown
+    accuracy, printed = taught(recipe)
+    assert accuracy > CHANCE / 2
+    (line,) = (line for line in printed.splitlines() if line.startswith("connectors"))
+    flow = 4 * 8 + 2 * 8 + 8 * 16 + 2 * 16
+    fused = (4 * 16 + 32) + (2 * 32 + 2) + (16 * 8 * 9 + 16) + (8 * 16 + 32) + (16 * 16 * 9 + 32)  # the deepest weighs nothing below it
+    assert f"solution_flow {flow}," in line and f"hierarchical_context {fused:,}," in line
+    assert f"variational_information {flow + 8 + 16} " in line  # one variance for each channel of the teacher
+
+
+def test_learned_variances_tell_channels_that_can_be_followed_from_noise() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 4, generator=draw)
+    followed = inputs @ torch.randn(4, 1, generator=draw)
+    maps = torch.cat([followed, 2 * torch.randn(256, 1, generator=draw)], 1)[:, :, None, None]
+    network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Unflatten(1, (6, 1, 1)), torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    task = Task("multiclass", ("a", "b", "c"))
+    place = ("layers.variational_information", 1.0, {"student": "1", "teacher": "answer"})
+    objective = Objective.from_terms([("labels.cross_entropy", 0.1, {}), place], task)
+    objective.connect({"features/1": torch.rand(8, 6, 1, 1), "logits": torch.rand(8, 3)}, {"features/answer": maps[:8]})
+    data = TrainingSet(inputs, torch.randint(3, (256,), generator=draw), None, {"features/answer": maps})
+    options = OptimizerSection(epochs=40, batch_size=32, lr=0.05, device="cpu")
+    train(network, objective, data, task=task, options=options, seed=0, progress=False)
+    term = objective.active[1]
+    assert isinstance(term, FeatureTerm)
+    quiet, loud = torch.nn.functional.softplus(term.variances[0].detach()).tolist()
+    assert quiet < 1.0 < 2.5 < loud < 6.0  # both began at 5; the noise has a variance of 4
 
 
 # --- layers along a chain -----------------------------------------------------------------------------------------------

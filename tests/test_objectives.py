@@ -297,7 +297,7 @@ def test_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (MULTILABEL, "labels.virtual_teacher", {}, "use 'labels.binary_cross_entropy'"),
         (REGRESSION, "correlations.multi_level", {}, "a regression student gives values"),
         (REGRESSION, "logits.normalized", {}, "a regression student gives values"),
-        (MULTICLASS, "tokens.forward_kl", {}, "the loss 'tokens.forward_kl' is for code of your own"),
+        (MULTICLASS, "topk.sampled_cross_entropy", {}, "the loss 'topk.sampled_cross_entropy' is for code of your own"),
         (MULTICLASS, "ensembles.mean_of_logits", {}, "is for code of your own"),
     ],
 )

@@ -3,6 +3,12 @@
 A top-k store keeps `ids` [batch, number], `top`, their log-probabilities at temperature 1, and `tail` [batch, 3]: the logarithm
 of what the other classes have together, the sum of exp(log-probability / T), at T = 1, 2 and 4. To add one: write it here, name
 it in `__all__`, and give it a line in tests/definitions_stored.py.
+
+When it helps and hurts: Thousands of classes, where giving each answer its full width again costs more than the step. With few
+classes `logits.soft_target` is as fast and reads any store.
+
+Known problems: Between and beyond T = 1, 2 and 4 the tail is an estimate. Answers stored whole or asked in the loop have no such
+columns, which is said before training.
 """
 
 from __future__ import annotations
