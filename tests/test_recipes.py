@@ -308,7 +308,8 @@ SMALL = {
     ),
     "emoji_picture_name": Small(
         emoji,
-        ("split.validation=0.2", "teacher.train.epochs=8", "teacher.train.lr=1e-2", "teaching.views=2", "train.epochs=15", "train.lr=1e-2",
+        ("split.validation=0.2", "data.inputs.picture.image_size=[16, 16]", "teacher.train.epochs=8", "teacher.train.lr=1e-2",
+         "teaching.views=2", "train.epochs=15", "train.lr=1e-2",
          "teacher.train.options={picture={width=4, depth=1}, name={width=16, ngrams=1}, hidden=16}", "student.options={width=4, depth=1}"),
         "accuracy", 0.4,
     ),
