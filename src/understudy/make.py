@@ -19,7 +19,21 @@ import torch
 from torch import nn
 
 from understudy.answers import Combine
-from understudy.data import arrays, callables, encoding, images, keys, labelling, splitting, synthetic, tables, texts, tokenizing, views
+from understudy.data import (
+    arrays,
+    callables,
+    encoding,
+    images,
+    keys,
+    labelling,
+    splitting,
+    synthetic,
+    tables,
+    tars,
+    texts,
+    tokenizing,
+    views,
+)
 from understudy.data._source import Source
 from understudy.data.rows import Rows
 from understudy.errors import DataError, Problem, RecipeError, TeacherError, did_you_mean
@@ -91,12 +105,17 @@ def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
 
 def _read(said: DataSection, place: str, cache: Path | None) -> Source:
     label = said.label if said.labels is None else None
+    shown: dict[str, Any] = {"image_size": said.image_size, "grey": said.grey}
     if said.kind == "text" or (said.kind == "auto" and said.text is not None):
         return _read_text(said, place, label)
     if ":" in place and not Path(place).exists() and not Path(said.root, place).exists():
-        return callables.read_callable(place, said.kind, label=label, ignore=said.ignore, split_column=said.split)
+        return callables.read_callable(
+            place, said.kind, label=label, ignore=said.ignore, split_column=said.split, cache=_cached(cache, Path(place)), **shown
+        )
     path = Path(said.root, place)
     name = path.name.lower()
+    if name.endswith(tars.ENDINGS):
+        return tars.read_tars(path, said.kind, cache=_cached(cache, path), **shown)
     if name.endswith(".npz"):
         return arrays.read_arrays(path, "auto" if said.kind == "table" else said.kind)
     if said.kind == "auto" and (name.endswith((".jsonl", ".jsonl.gz", ".ndjson")) or texts.has_texts(path)):
@@ -105,15 +124,19 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
         labels_csv = Path(said.root, said.labels) if said.labels is not None else None
         return images.read_images(
             path,
-            image_size=said.image_size,
-            grey=said.grey,
+            **shown,
             labels_csv=labels_csv,
             file_column=said.file,
             label_column=said.label or "label",
             encoding=said.encoding,
-            cache=None if cache is None else cache / f"{path.stem}-{zlib.crc32(str(path.resolve()).encode()):08x}.npy",
+            cache=_cached(cache, path),
         )
     return tables.read_table(path, label=label, ignore=said.ignore, missing=said.missing, encoding=said.encoding, split_column=said.split)
+
+
+def _cached(cache: Path | None, path: Path) -> Path | None:
+    """The file in which the rows of a place are kept."""
+    return None if cache is None else cache / f"{path.stem.replace(':', '-')}-{zlib.crc32(str(path.resolve()).encode()):08x}.npy"
 
 
 def _read_text(said: DataSection, place: str, label: str | list[str] | None) -> Source:

@@ -28,7 +28,7 @@ class DataSection(Section):
 
     root: str = Field(".", description="folder from which the paths below start")
     train: str = Field(
-        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images, a folder of .txt, or module:function"
+        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images, WebDataset .tar, a folder of .txt, or module:function"
     )
     validation: str | None = Field(None, description="given validation rows; otherwise split off train")
     test: str | None = Field(None, description="given test rows; otherwise split off train")
@@ -114,7 +114,7 @@ class TeacherMember(Section):
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
-        "a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
+        ".keras, a SavedModel's folder, keras:NAME, a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
     trust: bool = Field(False, description="allow files that can execute code when loaded")
