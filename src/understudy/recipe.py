@@ -28,7 +28,8 @@ class DataSection(Section):
 
     root: str = Field(".", description="folder from which the paths below start")
     train: str = Field(
-        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images, WebDataset .tar, a folder of .txt, or module:function"
+        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images, WebDataset .tar, a folder of .txt, or "
+        "module:function"
     )
     validation: str | None = Field(None, description="given validation rows; otherwise split off train")
     test: str | None = Field(None, description="given test rows; otherwise split off train")
@@ -101,7 +102,7 @@ class OptimizerSection(Section):
 class TeacherTrainSection(OptimizerSection):
     """A teacher trained from the labels when there is none yet."""
 
-    model: str = Field("mlp", description="mlp, convnet, boosted, forest, timm:NAME or module:factory")
+    model: str = Field("mlp", description="mlp, convnet, boosted, forest, timm:NAME, keras:NAME or module:factory")
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
 

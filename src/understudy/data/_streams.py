@@ -97,6 +97,7 @@ def gathered(
         for chunk in _chunks(items, where, pictures, labels, names):
             found, values = as_inputs(_channels_last(chunk, found), found, f"{where}, rows {len(names) - len(chunk)} to {len(names) - 1}")
             rows.add(values)
+            del chunk, values  # not held while the next one is read
         if not names:
             raise DataError(f"{where} gave no rows", code="U106")
         inputs = rows.finish()
@@ -133,11 +134,16 @@ def _chunks(items: Iterable[tuple[str, Any]], where: str, pictures: Pictures, la
         labels.append(label)
         names.append(name)
         if len(waiting) * given.nbytes >= CHUNK_BYTES:
-            stacked = np.stack(waiting)
-            waiting.clear()
-            yield stacked
+            yield _stacked(waiting)
     if waiting:
-        yield np.stack(waiting)
+        yield _stacked(waiting)
+
+
+def _stacked(waiting: list[Array]) -> Array:
+    """These rows in one array; the list is empty afterwards."""
+    rows = np.stack(waiting)
+    waiting.clear()
+    return rows
 
 
 def _channels_last(values: Array, kind: str) -> Array:
