@@ -99,8 +99,13 @@ def test_torch_datasets(module: Any) -> None:
         "class Ragged(Pictures):\n"
         "    def __getitem__(self, at): return torch.zeros(at + 1), 0\n"
         "def ragged():\n    return Ragged()\n"
-        "class Stream(IterableDataset):\n    def __iter__(self): return iter([])\n"
+        "class Stream(IterableDataset):\n"
+        "    def __iter__(self): return iter([(torch.tensor([1.0, 2.0]), 'a'), (torch.tensor([3.0, 4.0]), 'b')])\n"
         "def stream():\n    return Stream()\n"
+        "class Nothing(IterableDataset):\n    def __iter__(self): return iter([])\n"
+        "def nothing():\n    return Nothing()\n"
+        "class Endless(Dataset):\n    def __getitem__(self, at): return at\n"
+        "def endless():\n    return Endless()\n"
     )
     tensors = read_callable(f"{name}:tensors")
     assert (tensors.kind, tensors.inputs.tolist(), tensors.labels.tolist()) == ("array", [[1, 2], [3, 4]], [1, 0])
@@ -111,9 +116,12 @@ def test_torch_datasets(module: Any) -> None:
     scaled = read_callable(f"{name}:scaled", "image")
     assert (scaled.inputs.shape, scaled.inputs.dtype, int(scaled.inputs[2].max())) == ((3, 4, 5, 3), np.uint8, 2)
     assert "U123" in refusal(f"{name}:ragged")
-    assert "gave items of 3 shapes: row 0 is [1], row 1 is [2]; resize them to one" in refusal(f"{name}:ragged")
-    assert "U173" in refusal(f"{name}:stream")
-    assert "without a length; a map-style Dataset is needed" in refusal(f"{name}:stream")
+    assert "gave items of several shapes: row 0 is [1], row 1 is [2]; resize them to one" in refusal(f"{name}:ragged")
+    stream = read_callable(f"{name}:stream")
+    assert (stream.kind, stream.inputs.tolist(), stream.labels.tolist()) == ("array", [[1, 2], [3, 4]], ["a", "b"])
+    assert "U106" in refusal(f"{name}:nothing")
+    assert "U173" in refusal(f"{name}:endless")
+    assert "without a length; give one with, or an IterableDataset" in refusal(f"{name}:endless")
 
 
 def test_hugging_face_datasets(module: Any) -> None:

@@ -54,7 +54,8 @@ class DataSection(Section):
 
     root: str = Field(".", description="folder from which the paths below start")
     train: str = Field(
-        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images or sounds, a folder of .txt, or module:function"
+        description="CSV, CSV.gz, Parquet, .jsonl (texts), .npz, a folder or zip of images or sounds, WebDataset .tar, a folder of .txt, "
+        "or module:function"
     )
     validation: str | None = Field(None, description="given validation rows; otherwise split off train")
     test: str | None = Field(None, description="given test rows; otherwise split off train")
@@ -159,7 +160,7 @@ class TeacherTrainSection(OptimizerSection):
 
     model: str = Field(
         "mlp",
-        description="mlp, convnet, speech.recurrent (or .convnet, .transformer), boosted, forest, timm:NAME or module:factory",
+        description="mlp, convnet, speech.recurrent (or .convnet, .transformer), boosted, forest, timm:NAME, keras:NAME or module:factory",
     )
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
@@ -173,7 +174,7 @@ class TeacherMember(Section):
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
-        "a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
+        ".keras, a SavedModel's folder, keras:NAME, a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
     train: TeacherTrainSection | None = None

@@ -1,7 +1,7 @@
 """Rows that a Python function gives: `package.module:function`, called without arguments.
 
 It may return a DataFrame, (inputs, labels), a dictionary with `inputs` and maybe `labels`, `classes`, `split`, a scikit-learn Bunch,
-a map-style torch Dataset, or a Hugging Face Dataset.
+a torch Dataset (map-style or iterable, WebDataset's among them), or a Hugging Face Dataset (streaming or not).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,28 @@ import numpy as np
 import pandas as pd
 
 from understudy.data._source import Source, as_inputs, check_columns, split_words, take_apart
+from understudy.data._streams import Pictures, gathered
 from understudy.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
 
 def read_callable(
-    said: str, kind: str = "auto", *, label: str | list[str] | None = None, ignore: Sequence[str] = (), split_column: str | None = None
+    said: str,
+    kind: str = "auto",
+    *,
+    label: str | list[str] | None = None,
+    ignore: Sequence[str] = (),
+    split_column: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    grey: bool = False,
+    cache: Path | None = None,
 ) -> Source:
     """The rows of `package.module:function`; modules beside the current folder are found too.
 
-    `label`, `ignore` and `split_column` are for tables. DataError U170-U173 says what is wrong with the place or what it gave.
+    `label`, `ignore` and `split_column` are for tables, `image_size` and `grey` for pictures of a dataset. What comes a row at a time
+    goes into the .npy file `cache`, so that memory holds a part of it alone. DataError U170-U173 says what is wrong with the place
+    or what it gave.
 
     >>> source = read_callable("sklearn.datasets:load_iris")
     >>> source.kind, source.inputs.shape, source.classes
@@ -39,10 +51,11 @@ def read_callable(
         raise DataError(f"{said} raised {type(error).__name__}: {error}", code="U172") from error
     options = {"label": label, "ignore": ignore, "split": split_column}
     datasets, torch_data = sys.modules.get("datasets"), sys.modules.get("torch.utils.data")
-    if datasets is not None and isinstance(given, datasets.Dataset):
-        return _hugging_face(given, said, kind, options)
+    pictures = Pictures(image_size, grey)
+    if datasets is not None and isinstance(given, datasets.Dataset | datasets.IterableDataset):
+        return _hugging_face(given, said, kind, options, pictures, cache)
     if torch_data is not None and isinstance(given, torch_data.Dataset):
-        return _torch_dataset(given, said, kind)
+        return _torch_dataset(given, said, kind, pictures, cache)
     if isinstance(given, pd.DataFrame):
         return _frame(given, said, options)
     if isinstance(given, Mapping):
@@ -125,69 +138,54 @@ def _mapping(given: Mapping[str, Any], said: str, kind: str, options: dict[str, 
     raise DataError(f"{said} gave a dictionary with {there}; it needs 'inputs' and maybe 'labels' and 'classes'", code="U173")
 
 
-def _torch_dataset(given: Any, said: str, kind: str) -> Source:
-    try:
-        count = len(given)
-    except TypeError:
-        raise DataError(f"{said} gave a torch dataset without a length; a map-style Dataset is needed", code="U173") from None
-    if not count:
+def _torch_dataset(given: Any, said: str, kind: str, pictures: Pictures, cache: Path | None) -> Source:
+    """A map-style dataset by its length, an iterable one to its end; a row at a time."""
+    import torch
+
+    items: Any = given
+    if not isinstance(given, torch.utils.data.IterableDataset):
+        try:
+            items = (given[position] for position in range(len(given)))
+        except TypeError:
+            raise DataError(f"{said} gave a torch dataset without a length; give one with, or an IterableDataset", code="U173") from None
+    named = ((f"row {position}", item) for position, item in enumerate(items))
+    return gathered(named, said, kind, pictures=pictures, cache=cache, classes=getattr(given, "classes", None))
+
+
+def _hugging_face(given: Any, said: str, kind: str, options: dict[str, Any], pictures: Pictures, cache: Path | None) -> Source:
+    """A `datasets.Dataset` or a streaming one: a column of pictures becomes images, anything else a table."""
+    streamed = type(given).__name__ == "IterableDataset"
+    features, label = given.features or {}, options["label"]
+    first = next(iter(given), None) if streamed else None
+    if streamed and first is None:
         raise DataError(f"{said} gave no rows", code="U106")
-    items = [given[position] for position in range(count)]
-    paired = isinstance(items[0], tuple | list) and len(items[0]) == 2
-    inputs = [_plain(item[0] if paired else item) for item in items]
-    labels = np.array([_scalar(item[1]) for item in items]) if paired else None
-    classes = getattr(given, "classes", None)
-    found, values = as_inputs(_channels_last(_stacked(inputs, said), kind), kind, said)
-    return Source(found, values, labels, None, None if classes is None else tuple(str(name) for name in classes))
-
-
-def _plain(value: Any) -> Array:
-    """A tensor, a picture or an array as an array; pictures get three channels unless they are grey."""
-    if type(value).__module__.startswith("PIL."):
-        value = value if value.mode in ("L", "RGB") else value.convert("RGB")
-    array: Array = np.asarray(value)
-    return array
-
-
-def _scalar(value: Any) -> Any:
-    label = np.asarray(value)
-    return label.item() if label.ndim == 0 else label
-
-
-def _stacked(inputs: list[Array], said: str) -> Array:
-    shapes = {item.shape for item in inputs}
-    if len(shapes) > 1:
-        row = next(at for at, item in enumerate(inputs) if item.shape != inputs[0].shape)
-        raise DataError(
-            f"{said} gave items of {len(shapes)} shapes: row 0 is {list(inputs[0].shape)}, row {row} is {list(inputs[row].shape)};"
-            " resize them to one",
-            code="U123",
-        )
-    return np.stack(inputs)
-
-
-def _channels_last(values: Array, kind: str) -> Array:
-    """What torchvision's ToTensor gives (channels first, 0 to 1 in steps of 1/255) back as pixels, when images are asked for."""
-    if kind != "image" or values.ndim != 4 or values.shape[1] not in (1, 3) or values.shape[-1] in (1, 3):
-        return values
-    values = values.transpose(0, 2, 3, 1)
-    if values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1 and np.abs(values * 255 - np.rint(values * 255)).max() < 1e-3:
-        return np.rint(values * 255).astype(np.uint8)
-    return values
-
-
-def _hugging_face(given: Any, said: str, kind: str, options: dict[str, Any]) -> Source:
-    """A `datasets.Dataset`: a column of pictures becomes images, anything else a table."""
-    features, label = given.features, options["label"]
+    columns = list(features) or list(first or {})
     classes = getattr(features.get(label), "names", None) if isinstance(label, str) else None
-    pictures = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if not pictures:
-        source = _frame(given.to_pandas(), said, options)
-        return Source("table", source.inputs, source.labels, None, None if classes is None else tuple(classes), source.split)
-    check_columns(list(features), said, **options)
-    inputs = _stacked([_plain(picture) for picture in given[pictures[0]]], said)
-    labels = (
-        None if label is None else given.select_columns(label).to_pandas() if isinstance(label, list) else pd.Series(list(given[label]))
-    )
-    found, values = as_inputs(inputs, "image" if kind == "auto" else kind, said)
-    return Source(found, values, labels, None, None if classes is None else tuple(classes))
+    shown = [name for name in columns if type(features.get(name)).__name__ == "Image" or _is_picture((first or {}).get(name))]
+    if not shown:
+        frame = _streamed_frame(given) if streamed else given.to_pandas()
+        source = _frame(frame, said, options)
+        return replace(source, classes=None if classes is None else tuple(classes))
+    check_columns(columns, said, **options)
+    several = label if isinstance(label, list) else None
+
+    def of(row: Any) -> Any:
+        if label is None:
+            return row[shown[0]]
+        return row[shown[0]], row[label] if several is None else [row[name] for name in several]
+
+    named = ((f"row {position}", of(row)) for position, row in enumerate(given))
+    source = gathered(named, said, "image" if kind == "auto" else kind, pictures=pictures, cache=cache, classes=classes)
+    if several is not None:
+        source = replace(source, labels=pd.DataFrame(source.labels, columns=several))
+    return source
+
+
+def _is_picture(value: Any) -> bool:
+    return type(value).__module__.startswith("PIL.")
+
+
+def _streamed_frame(given: Any) -> pd.DataFrame:
+    """The rows of a streaming dataset as a table, which holds them all; never as Python objects all at once."""
+    parts = [pd.DataFrame(part) for part in given.iter(batch_size=1024)]
+    return pd.concat(parts, ignore_index=True)

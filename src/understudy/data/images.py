@@ -7,7 +7,6 @@ sub-folders per class. Pictures come upright (EXIF), with three channels (or one
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import sys
@@ -22,11 +21,12 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
 from understudy.data._files import Files, by_csv, by_folders, open_files, strange
+from understudy.data._pixels import decoded
 from understudy.data._source import Source
 from understudy.errors import DataError, Problem
 
@@ -149,7 +149,7 @@ def _decoded_in_order(files: Files, size: tuple[int, int] | None, grey: bool, wo
 
     def decode(name: str) -> Array | str:
         try:
-            return _decode(files.read(name), size, grey)
+            return decoded(files.read(name), size, grey)
         except UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # a damaged file can raise almost anything from within a codec
@@ -162,27 +162,6 @@ def _decoded_in_order(files: Files, size: tuple[int, int] | None, grey: bool, wo
         for start in track(chunks, "decoding images", console=console, disable=not sys.stderr.isatty(), transient=True):
             names = files.names[start : start + _CHUNK]
             yield from zip(names, pool.map(decode, names), strict=True)
-
-
-def _decode(data: bytes, size: tuple[int, int] | None, grey: bool) -> Array:
-    if not data:
-        raise ValueError("empty file")
-    with Image.open(io.BytesIO(data)) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-    if image.mode == "F":
-        raise ValueError("pixels are floats; images have 8 or 16 bits")
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((deep >> 8 if image.mode != "I" or deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    image = image.convert("L" if grey else "RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[..., None] if grey else pixels
 
 
 def _card(cache: Path) -> Path:

@@ -24,6 +24,7 @@ from understudy.data import (
     splitting,
     synthetic,
     tables,
+    tars,
     texts,
     tokenizing,
     views,
@@ -164,12 +165,17 @@ def _source(said: DataSection, part: str, place: str, cache: Path | None) -> Sou
 
 def _read(said: DataSection, place: str, cache: Path | None) -> Source:
     label = said.label if said.labels is None else None
+    shown: dict[str, Any] = {"image_size": said.image_size, "grey": said.grey}
     if said.kind == "text" or (said.kind == "auto" and said.text is not None):
         return _read_text(said, place, label)
     if ":" in place and not Path(place).exists() and not Path(said.root, place).exists():
-        return callables.read_callable(place, said.kind, label=label, ignore=said.ignore, split_column=said.split)
+        return callables.read_callable(
+            place, said.kind, label=label, ignore=said.ignore, split_column=said.split, cache=_cached(cache, Path(place)), **shown
+        )
     path = Path(said.root, place)
     name = path.name.lower()
+    if name.endswith(tars.ENDINGS):
+        return tars.read_tars(path, said.kind, cache=_cached(cache, path), **shown)
     if said.kind == "audio" or (said.kind == "auto" and audio.has_audio(path)):
         return audio.read_audio(
             path,
@@ -192,15 +198,19 @@ def _read(said: DataSection, place: str, cache: Path | None) -> Source:
         labels_csv = Path(said.root, said.labels) if said.labels is not None else None
         return images.read_images(
             path,
-            image_size=said.image_size,
-            grey=said.grey,
+            **shown,
             labels_csv=labels_csv,
             file_column=said.file,
             label_column=said.label or "label",
             encoding=said.encoding,
-            cache=None if cache is None else cache / f"{path.stem}-{zlib.crc32(str(path.resolve()).encode()):08x}.npy",
+            cache=_cached(cache, path),
         )
     return tables.read_table(path, label=label, ignore=said.ignore, missing=said.missing, encoding=said.encoding, split_column=said.split)
+
+
+def _cached(cache: Path | None, path: Path) -> Path | None:
+    """The file in which the rows of a place are kept."""
+    return None if cache is None else cache / f"{path.stem.replace(':', '-')}-{zlib.crc32(str(path.resolve()).encode()):08x}.npy"
 
 
 def _read_text(said: DataSection, place: str, label: str | list[str] | None) -> Source:
