@@ -99,6 +99,17 @@ def best_path(student: Row, teacher: Row) -> float:
     return ctc(student, collapsed(tuple(max(range(CLASSES), key=position.__getitem__) for position in teacher)))
 
 
+def likeliest(student: Row, teacher: Row) -> float:
+    """Every label sequence there is, by the teacher's probability; the best two."""
+    chances = [softmax(position) for position in teacher]
+    whole: dict[tuple[int, ...], float] = {}
+    for path in itertools.product(range(CLASSES), repeat=len(teacher)):
+        said = tuple(collapsed(path))
+        whole[said] = whole.get(said, 0.0) + math.prod(chance[token] for chance, token in zip(chances, path, strict=True))
+    best = sorted(whole.items(), key=lambda item: -item[1])[:2]
+    return sum(chance * ctc(student, list(said)) for said, chance in best) / sum(chance for _, chance in best)
+
+
 DEFINITIONS = {
     "tokens.forward_kl": Definition(
         each(lambda q, p: 4 * divergence(softmax(p, 2), softmax(q, 2))),
@@ -153,6 +164,7 @@ DEFINITIONS = {
         shift_changes_nothing=True,
     ),
     "sequences.ctc_labels": Definition(ctc, (WORDS,), TOKENS, shift_changes_nothing=True, broadcast_refused=False),
+    "sequences.likeliest_labels": Definition(likeliest, (TOKENS,), TOKENS, {"hypotheses": 2}, shift_changes_nothing=True),
     "sequences.best_path": Definition(best_path, (TOKENS,), TOKENS, shift_changes_nothing=True),
 }
 """Place of a loss -> its definition; masks and lengths have tests of their own in test_losses_tokens.py."""

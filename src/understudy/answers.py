@@ -29,26 +29,27 @@ FLOOR = 1e-7
 _PLACEHOLDER = re.compile(r"(label|class|target|output)?[ _-]?\d+(\.0)?")
 
 
-def as_tensor(given: Any) -> Tensor:
-    """What a model gave as a float32 tensor on the CPU [rows, columns]; a dictionary gives its answers.
+def as_tensor(given: Any, *, frames: bool = False) -> Tensor:
+    """What a model gave as a float32 tensor on the CPU [rows, columns], or [rows, frames, columns]; a dictionary gives its answers.
 
     A gradient is left on for `check_teacher` to see; NaN is let through for `check_answers` to name.
     """
     if isinstance(given, Mapping):
         for name in ("logits", "probabilities", "values"):
             if name in given:
-                return as_tensor(given[name])
+                return as_tensor(given[name], frames=frames)
         there = ", ".join(map(str, given))
         raise TeacherError(f"the teacher's answer has none of logits, probabilities, values; there is: {there}", code="U006")
     if isinstance(given, tuple) and given:
-        return as_tensor(given[0])
+        return as_tensor(given[0], frames=frames)
     tensor = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     if not (tensor.is_floating_point() or tensor.dtype in (torch.int64, torch.int32, torch.bool, torch.uint8)):
         raise TeacherError(f"the teacher's answer is {tensor.dtype}, not numbers", code="U006")
     tensor = tensor.float().cpu()
     tensor = tensor[:, None] if tensor.ndim == 1 else tensor
-    if tensor.ndim != 2:
-        raise TeacherError(f"the teacher answers shape {tuple(tensor.shape)}; it must be [rows, classes]", code="U006")
+    if tensor.ndim != (3 if frames else 2):
+        wanted = "[rows, frames, words and the blank]" if frames else "[rows, classes]"
+        raise TeacherError(f"the teacher answers shape {tuple(tensor.shape)}; it must be {wanted}", code="U006")
     return tensor
 
 
@@ -77,6 +78,12 @@ def to_logits(answers: Tensor, output: Output, task: Task) -> Tensor:
     becomes two. Raises TeacherError when what was declared cannot be what there is.
     """
     columns = answers.shape[1]
+    if task.kind == "recognition":
+        if answers.shape[-1] != task.outputs:
+            raise TeacherError(
+                f"the teacher gives {answers.shape[-1]} columns, {len(task.classes)} words and the blank need one each", code="U010"
+            )
+        return answers.float() if output in ("logits", "auto") else answers.double().clamp(1e-7, 1).log().float()
     if task.kind == "regression":
         if columns != 1:
             raise TeacherError(f"the teacher gives {columns} values per row, a regression needs one", code="U010")

@@ -142,9 +142,9 @@ class Answers:
 
     def signal(self, given: Any) -> Signals:
         """The signal of this task in what the model gave (tensor, array or a dictionary with one)."""
-        answers = as_tensor(given)
+        answers = as_tensor(given, frames=self.task.kind == "recognition")
         if self._settled is None:
-            self._settled = looks_like(answers, self.task)
+            self._settled = "logits" if self.task.kind == "recognition" else looks_like(answers, self.task)
         return {self.task.signal: to_logits(answers, self._settled, self.task)}
 
 
@@ -191,7 +191,9 @@ class TorchTeacher:
                     prepared = prepare(some)
                     with failing(self.name):
                         answered = self.module(prepared.to(device))
-                    said = {"": as_tensor(answered)} | {layer: value.float().cpu() for layer, value in read.items()}
+                    said = {"": as_tensor(answered, frames=self.task.kind == "recognition")} | {
+                        layer: value.float().cpu() for layer, value in read.items()
+                    }
                 # tensors of inference mode cannot enter a gradient later: what leaves here is copied once, into plain ones
                 for name, value in said.items():
                     if start == 0:

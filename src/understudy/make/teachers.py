@@ -16,15 +16,15 @@ from understudy.tasks import Task
 from understudy.teachers import Ensemble, Reading, Teacher
 
 
-def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
+def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None, *, rate: int = 16000) -> Teacher:
     """The teacher that `source` names, which is given the inputs of each row that it reads."""
     kept = Path(str(said.source))
     if not isinstance(rows.inputs, Paired) or kept.is_dir() or kept.name.lower().endswith((".parquet", ".csv", ".csv.gz", ".npz")):
-        return _load_teacher(said, task, rows, cache)  # answers that are kept are found by the key of the whole row
-    return Reading(_load_teacher(said, task, rows.only(said.inputs), cache), said.inputs or list(rows.inputs.parts))
+        return _load_teacher(said, task, rows, cache, rate)  # answers that are kept are found by the key of the whole row
+    return Reading(_load_teacher(said, task, rows.only(said.inputs), cache, rate), said.inputs or list(rows.inputs.parts))
 
 
-def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None) -> Teacher:
+def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None, rate: int) -> Teacher:
     """The teacher that `source` names, through the adapter for its kind of file; a server's answers are kept in `cache`."""
     from understudy.adapters import api, boosters, keras, predictions, sklearn, stored, timm_models, torch_module
     from understudy.adapters import callables as functions
@@ -36,7 +36,7 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
     if said.is_remote:
         return api.load(source, task=task, rows=rows, options=said.options, cache=cache)
     if source.startswith(("hf:", "sentences:")):
-        return _text_teacher(said, task, rows, cache)
+        return _published_teacher(said, task, rows, cache, rate)
     if source.startswith("keras:") or name.endswith((".keras", ".h5")) or keras.is_saved_model(Path(source)):
         return keras.load(
             source,
@@ -84,10 +84,12 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
     )
 
 
-def _text_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None) -> Teacher:
-    from understudy.adapters import hugging_face, sentences
+def _published_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None, rate: int) -> Teacher:
+    from understudy.adapters import hugging_face, hugging_face_speech, sentences
 
     source, classes = str(said.source), _class_names(said.classes)
+    if rows.kind == "audio" and source.startswith("hf:"):
+        return hugging_face_speech.load(source, task=task, rate=rate, classes=classes, pretrained=said.pretrained, options=said.options)
     if rows.kind != "text":
         raise TeacherError(f"{source} reads texts, the rows are of kind {rows.kind!r}; name the column of texts: data.text", code="U411")
     if source.startswith("hf:"):

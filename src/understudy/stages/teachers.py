@@ -69,7 +69,7 @@ def load_teachers(run: Run) -> list[Teacher]:
     """The teachers of the recipe; those asked over a network say what that will take before they are asked anything."""
     said, rows = run.recipe.teacher, run.rows
     loaded = [
-        load_teacher(member, run.task, rows, run.folder / "cache")
+        load_teacher(member, run.task, rows, run.folder / "cache", rate=16000 if run.loaded is None else run.loaded.rate)
         if member.train is None
         else train_teacher(run, member, run.folder / "teacher" / str(number))
         for number, member in enumerate(said.members or [said], 1)
