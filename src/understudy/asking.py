@@ -5,7 +5,7 @@ What comes out depends on the rows, their order and the size of a batch alone, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
@@ -18,7 +18,7 @@ from understudy.errors import TeacherError
 from understudy.pools import Pool, in_order
 from understudy.signals import Signals
 from understudy.tasks import Task
-from understudy.teachers import Teacher, batches_itself, signals_of_own, take
+from understudy.teachers import Teacher, batches_itself, signals_at, take
 
 Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -26,8 +26,8 @@ Parts = list[Signals]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
-BLOCK_BYTES = 2**22
-"""Raw rows made ready at once, where the teacher goes through them in batches of its own."""
+BLOCK_BATCHES = 16
+"""Batches asked in one call of a teacher that takes them one after the other itself."""
 AHEAD = 2
 
 
@@ -47,11 +47,14 @@ class Questions:
         parts = next(answers(self, inputs, keys, [np.arange(len(keys))]))
         return {name: value.numpy() for name, value in joined(parts).items()}
 
-    def blocks(self, inputs: Any, chunk: Integers) -> list[Integers]:
+    @property
+    def alone(self) -> bool:
+        """Whether the teacher takes its rows itself, batch by batch: there is nothing to make ready."""
+        return self.views == 1 and batches_itself(self.teacher, self.batch_size)
+
+    def blocks(self, chunk: Integers) -> list[Integers]:
         """The positions that are asked in one call each."""
-        size = self.batch_size
-        if batches_itself(self.teacher, size) and isinstance(inputs, np.ndarray) and len(inputs):
-            size *= max(1, BLOCK_BYTES // max(1, inputs[:1].nbytes * size))
+        size = self.batch_size * (BLOCK_BATCHES if self.alone else 1)
         return [chunk[start : start + size] for start in range(0, len(chunk), size)]
 
     def ready(self, inputs: Any, keys: Integers, positions: Integers, view: int) -> Any:
@@ -64,13 +67,16 @@ def answers(
     questions: Questions, inputs: Any, keys: Integers, chunks: Iterable[Integers], advance: Callable[[int], None] = lambda rows: None
 ) -> Iterator[Parts]:
     """What the teacher says of each chunk of rows, in parts that belong one after the other."""
-    chunks = list(chunks)
-    wanted = ((block, view) for chunk in chunks for block in questions.blocks(inputs, chunk) for view in range(questions.views))
+    chunks, teacher, task = list(chunks), questions.teacher, questions.task
+    views = () if questions.alone else range(questions.views)
+    wanted = ((block, view) for chunk in chunks for block in questions.blocks(chunk) for view in views)
     ready = _ahead(lambda at: questions.ready(inputs, keys, *at), wanted)
     for chunk in chunks:
         parts: Parts = []
-        for block in questions.blocks(inputs, chunk):
-            said = [answer(questions.teacher, next(ready), questions.task) for _ in range(questions.views)]
+        for block in questions.blocks(chunk):
+            said = [answer(teacher, next(ready), task) for _ in views] or [
+                checked(teacher, signals_at(teacher, inputs, block), block, task)
+            ]
             parts.append(said[0] if len(said) == 1 else {name: torch.stack([each[name] for each in said], dim=1) for name in said[0]})
             advance(len(block))
         yield parts
@@ -94,13 +100,18 @@ def joined(parts: Parts) -> Signals:
 
 
 def answer(teacher: Teacher, inputs: Any, task: Task) -> Signals:
-    """What a teacher says of these rows, which are its own, on the CPU; TeacherError U010 when it does not fit the task."""
-    said = {name: _plain(value) for name, value in signals_of_own(teacher, inputs).items()}
+    """What a teacher says of these rows, on the CPU; TeacherError U010 when it does not fit the task."""
+    return checked(teacher, teacher.signals(inputs), inputs, task)
+
+
+def checked(teacher: Teacher, given: Signals, rows: Sized, task: Task) -> Signals:
+    """What a teacher said of so many rows, on the CPU; TeacherError U010 when it does not fit the task."""
+    said = {name: _plain(value) for name, value in given.items()}
     shape = tuple(said[task.signal].shape) if task.signal in said else None
-    fits = shape is not None and shape[:1] + shape[-1:] == (len(inputs), task.outputs)
+    fits = shape is not None and shape[:1] + shape[-1:] == (len(rows), task.outputs)
     if not fits or len(shape or ()) != (3 if task.kind == "recognition" else 2):
         raise TeacherError(
-            f"{teacher.name} answers {task.signal} of shape {shape} for {len(inputs)} rows, the task needs {(len(inputs), task.outputs)}; "
+            f"{teacher.name} answers {task.signal} of shape {shape} for {len(rows)} rows, the task needs {(len(rows), task.outputs)}; "
             "match its classes with the data's first (teacher.classes)",
             code="U010",
         )

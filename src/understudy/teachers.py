@@ -95,6 +95,13 @@ def take(inputs: Any, positions: Any) -> Any:
     return taken(inputs, positions)
 
 
+def _gathered(inputs: Any, positions: np.ndarray[Any, Any], into: np.ndarray[Any, Any] | None) -> Any:
+    """These rows in the memory of the batch before, where there is any: it is in the processor's cache."""
+    if into is None or inputs.dtype.hasobject:
+        return take(inputs, positions)
+    return np.take(inputs, positions, axis=0, out=into[: len(positions)], mode="clip")
+
+
 def digest(*parts: bytes) -> str:
     """A short content hash, for fingerprints."""
     seen = hashlib.blake2b(digest_size=16)
@@ -176,17 +183,20 @@ class TorchTeacher:
         self.batch_size = batch_size
         self._preparation = preparation or repr(prepare) if isinstance(prepare, nn.Module) else preparation
 
-    def signals(self, inputs: Any, *, own: bool = False) -> Signals:
-        """What the module says; rows that are its `own` may be read in place, and changed."""
+    def signals(self, inputs: Any, *, at: np.ndarray[Any, np.dtype[np.int64]] | None = None) -> Signals:
+        """What the module says of these rows, or of those `at` these positions, which are taken a batch at a time."""
+        count = len(inputs) if at is None else len(at)
         first = next(self.module.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
         prepare, preparation = self._prepare, cast("object", self._prepare)
-        if own and isinstance(preparation, PreparesOwn):
+        if at is not None and isinstance(preparation, PreparesOwn):  # nobody else holds what is taken here
             prepare = preparation.of_own
         whole: dict[str, Tensor] = {}
+        held = np.empty((self.batch_size, *inputs.shape[1:]), inputs.dtype) if at is not None and isinstance(inputs, np.ndarray) else None
         with taps(self.module, self.layers) as read, evaluating(self.module):
-            for start in range(0, max(len(inputs), 1), self.batch_size):
-                some = inputs if len(inputs) <= self.batch_size else take(inputs, slice(start, start + self.batch_size))
+            for start in range(0, max(count, 1), self.batch_size):
+                stop = min(start + self.batch_size, count)
+                some = take(inputs, slice(start, stop)) if at is None else _gathered(inputs, at[start:stop], held)
                 with torch.inference_mode():
                     prepared = prepare(some)
                     with failing(self.name):
@@ -197,7 +207,7 @@ class TorchTeacher:
                 # tensors of inference mode cannot enter a gradient later: what leaves here is copied once, into plain ones
                 for name, value in said.items():
                     if start == 0:
-                        whole[name] = torch.empty((len(inputs), *value.shape[1:]))
+                        whole[name] = torch.empty((count, *value.shape[1:]))
                     whole[name][start : start + self.batch_size] = value
         return self._answers.signal(whole.pop("")) | {f"features/{layer}": value for layer, value in whole.items()}
 
@@ -245,11 +255,11 @@ def batches_itself(teacher: Any, batch_size: int) -> bool:
     return isinstance(teacher, TorchTeacher) and teacher.batch_size == batch_size
 
 
-def signals_of_own(teacher: Teacher, inputs: Any) -> Signals:
-    """What a teacher says of rows that nobody else holds, so that it need not copy them first."""
+def signals_at(teacher: Teacher, inputs: Any, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Signals:
+    """What a teacher says of the rows at these positions; one that batches them itself has each batch in the processor's cache."""
     if isinstance(teacher, Matched):
-        return teacher.placed(signals_of_own(teacher.teacher, inputs))
-    return teacher.signals(inputs, own=True) if isinstance(teacher, TorchTeacher) else teacher.signals(inputs)
+        return teacher.placed(signals_at(teacher.teacher, inputs, positions))
+    return teacher.signals(inputs, at=positions) if isinstance(teacher, TorchTeacher) else teacher.signals(take(inputs, positions))
 
 
 @contextmanager
