@@ -258,6 +258,37 @@ def test_exits_that_cannot_be(digits: Path, tmp_path: Path) -> None:
             pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [term]})))
 
 
+# --- a teacher that stops early -----------------------------------------------------------------------------------------
+
+
+def test_the_stop_of_a_teacher_is_chosen_by_its_students_on_validation_rows(digits: Path, tmp_path: Path) -> None:
+    train = {"model": "mlp", "options": {"hidden": [48]}, "epochs": 10, "batch_size": 32, "lr": 0.01, "stops": [1.0, 0.1]}
+    recipe = said(digits, tmp_path / "run", teacher={"train": train, "accept_score": True})
+    accuracy, printed = taught(recipe)
+    kept = json.loads((tmp_path / "run" / "teacher" / "stops.json").read_text())
+    pupils = {
+        stop: json.loads((tmp_path / "run" / "teacher" / f"stop-{stop}" / "pupil" / "card.json").read_text())["history"][-1]["accuracy"]
+        for stop in ("0.1", "1")
+    }
+    epochs = {stop: json.loads((tmp_path / "run" / "teacher" / f"stop-{stop}" / "card.json").read_text())["epochs"] for stop in pupils}
+    assert kept["tried"] == pytest.approx(pupils) and kept["taken"] == float(max(pupils, key=lambda stop: pupils[stop]))
+    assert epochs == {"0.1": 1, "1": 10}
+    assert printed.count("<- taken") == 1 and accuracy > CHANCE
+    # the student of the first seed learns as the pupil did, from the teacher that was taken
+    assert accuracy == pytest.approx(kept["tried"][f"{kept['taken']:g}"])
+    assert taught(recipe)[0] == accuracy  # nothing is trained again
+
+
+def test_stops_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    train = {"model": "mlp", "epochs": 2, "stops": [0.5, 1.0]}
+    with pytest.raises(RecipeError, match="leave out stop and max_time"):
+        parse(said(digits, tmp_path / "run", teacher={"train": {**train, "stop": 0.5}}))
+    with pytest.raises(RecipeError, match="different fractions above 0 and at most 1"):
+        parse(said(digits, tmp_path / "run", teacher={"train": {**train, "stops": [0.5, 1.5]}}))
+    with pytest.raises(InputError, match="U486 teacher.train.stops tries teachers on a network"):
+        taught(said(digits, tmp_path / "run", teacher={"train": train}, student={"model": "tree"}))
+
+
 # --- layers with connectors that learn ----------------------------------------------------------------------------------
 
 
