@@ -154,6 +154,18 @@ def test_the_stored_classes_are_read_as_they_are(digits: Path, tmp_path: Path) -
         pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [{"loss": "topk.sampled_cross_entropy"}]})))
 
 
+def test_a_term_on_stored_classes_is_its_loss_on_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 5, generator=draw) for _ in range(2))
+    top, ids = teacher.log_softmax(-1).topk(2)
+    (term,) = Objective.from_terms([("topk.topk_tail_kl", 1.0, {})], Task("multiclass", tuple("abcde"))).active
+    batch = Batch(student, None, None, {"logits/ids": ids, "logits/top": top})
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    rest = [1 - side.gather(1, ids).sum(1) for side in (p, q)]
+    by_hand = (top.exp() * (top - q.gather(1, ids).log())).sum(1) + rest[0] * (rest[0] / rest[1]).log()
+    torch.testing.assert_close(term({"logits": student}, batch), by_hand.mean())
+
+
 # --- separate momenta ---------------------------------------------------------------------------------------------------
 
 
