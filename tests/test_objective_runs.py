@@ -154,6 +154,18 @@ def test_the_stored_classes_are_read_as_they_are(digits: Path, tmp_path: Path) -
         pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [{"loss": "topk.sampled_cross_entropy"}]})))
 
 
+def test_a_term_on_stored_classes_is_its_loss_on_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 5, generator=draw) for _ in range(2))
+    top, ids = teacher.log_softmax(-1).topk(2)
+    (term,) = Objective.from_terms([("topk.topk_tail_kl", 1.0, {})], Task("multiclass", tuple("abcde"))).active
+    batch = Batch(student, None, None, {"logits/ids": ids, "logits/top": top})
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    rest = [1 - side.gather(1, ids).sum(1) for side in (p, q)]
+    by_hand = (top.exp() * (top - q.gather(1, ids).log())).sum(1) + rest[0] * (rest[0] / rest[1]).log()
+    torch.testing.assert_close(term({"logits": student}, batch), by_hand.mean())
+
+
 # --- separate momenta ---------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +268,37 @@ def test_exits_that_cannot_be(digits: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             pipeline.explain(parse(said(digits, tmp_path / "run", objective={"terms": [term]})))
+
+
+# --- a teacher that stops early -----------------------------------------------------------------------------------------
+
+
+def test_the_stop_of_a_teacher_is_chosen_by_its_students_on_validation_rows(digits: Path, tmp_path: Path) -> None:
+    train = {"model": "mlp", "options": {"hidden": [48]}, "epochs": 10, "batch_size": 32, "lr": 0.01, "stops": [1.0, 0.1]}
+    recipe = said(digits, tmp_path / "run", teacher={"train": train, "accept_score": True})
+    accuracy, printed = taught(recipe)
+    kept = json.loads((tmp_path / "run" / "teacher" / "stops.json").read_text())
+    pupils = {
+        stop: json.loads((tmp_path / "run" / "teacher" / f"stop-{stop}" / "pupil" / "card.json").read_text())["history"][-1]["accuracy"]
+        for stop in ("0.1", "1")
+    }
+    epochs = {stop: json.loads((tmp_path / "run" / "teacher" / f"stop-{stop}" / "card.json").read_text())["epochs"] for stop in pupils}
+    assert kept["tried"] == pytest.approx(pupils) and kept["taken"] == float(max(pupils, key=lambda stop: pupils[stop]))
+    assert epochs == {"0.1": 1, "1": 10}
+    assert printed.count("<- taken") == 1 and accuracy > CHANCE
+    # the student of the first seed learns as the pupil did, from the teacher that was taken
+    assert accuracy == pytest.approx(kept["tried"][f"{kept['taken']:g}"])
+    assert taught(recipe)[0] == accuracy  # nothing is trained again
+
+
+def test_stops_that_cannot_be(digits: Path, tmp_path: Path) -> None:
+    train = {"model": "mlp", "epochs": 2, "stops": [0.5, 1.0]}
+    with pytest.raises(RecipeError, match="leave out stop and max_time"):
+        parse(said(digits, tmp_path / "run", teacher={"train": {**train, "stop": 0.5}}))
+    with pytest.raises(RecipeError, match="different fractions above 0 and at most 1"):
+        parse(said(digits, tmp_path / "run", teacher={"train": {**train, "stops": [0.5, 1.5]}}))
+    with pytest.raises(InputError, match="U486 teacher.train.stops tries teachers on a network"):
+        taught(said(digits, tmp_path / "run", teacher={"train": train}, student={"model": "tree"}))
 
 
 # --- layers with connectors that learn ----------------------------------------------------------------------------------

@@ -164,6 +164,18 @@ class TeacherTrainSection(OptimizerSection):
     )
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
+    stops: list[float] = Field(
+        default_factory=list,
+        description="train one teacher for each of these values of stop, and take the one whose student is best on validation rows",
+    )
+
+    @model_validator(mode="after")
+    def _stops_of_a_network(self) -> TeacherTrainSection:
+        if self.stops and (self.stop < 1 or self.max_time is not None or self.model in ("forest", "boosted")):
+            raise ValueError("stops are for a network that is trained for a number of epochs: leave out stop and max_time")
+        if not all(0 < stop <= 1 for stop in self.stops) or len(set(self.stops)) < len(self.stops):
+            raise ValueError(f"stops must be different fractions above 0 and at most 1 (got {self.stops})")
+        return self
 
 
 class TeacherMember(Section):

@@ -15,15 +15,17 @@ from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
 from understudy.errors import PreflightError, RecipeError, TeacherError, raise_errors
-from understudy.make.lessons import build_label_objective, training_set
-from understudy.make.rows import build_views, views_seen
-from understudy.make.students import build_student
+from understudy.make.lessons import build_label_objective, build_objective, training_set
+from understudy.make.rows import Loaded, build_views, views_seen
+from understudy.make.students import build_student, is_estimator
 from understudy.make.teachers import build_ensemble, load_teacher, train_estimator_teacher
 from understudy.measuring import scorecard as cards
-from understudy.recipe import TeacherMember
-from understudy.stages._fitting import fit_network
+from understudy.recipe import TeacherMember, TeacherTrainSection
+from understudy.signals import Signals
+from understudy.stages._fitting import fit_network, validation_of
 from understudy.stages._foresight import note_time
-from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of
+from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of, write_json
+from understudy.students.student import Student
 from understudy.teachers import Matched, Teacher, check_missing, max_missing, remotes
 
 
@@ -138,6 +140,11 @@ def train_teacher(run: Run, member: TeacherMember, folder: Path) -> Teacher:
         raise RecipeError("[teacher.train] needs labels, and no row has one; give teacher.source instead", code="U078")
     if said.model in ("forest", "boosted"):
         return train_estimator_teacher(said, run.task, rows, folder, reads=loaded.reads)
+    return _stopped_at_best(run, said, loaded, folder) if said.stops else _trained(run, said, loaded, folder)
+
+
+def _trained(run: Run, said: TeacherTrainSection, loaded: Loaded, folder: Path) -> Student:
+    rows = loaded.rows.part("train")
     seen = views_seen(build_views(said, run.rows.part("train"), None if loaded.reads else loaded.encoding), loaded)
     everything = training_set(loaded, rows, None, {}, views=1 if seen is None else WITHOUT_END, augment=seen, only_labelled=True)
     teacher = build_student(
@@ -146,3 +153,47 @@ def train_teacher(run: Run, member: TeacherMember, folder: Path) -> Teacher:
     objective = build_label_objective(said, run.task, rows.labels)
     fit_network(run, teacher, objective, everything, said, said.seed, folder, "teacher", alone=True)
     return teacher
+
+
+def _stopped_at_best(run: Run, said: TeacherTrainSection, loaded: Loaded, folder: Path) -> Teacher:
+    """Teachers that stop at several points of one schedule: the one whose student is best on validation rows.
+
+    A teacher that is trained to its end may be the better network and the worse teacher (Cho & Hariharan 2019, On the Efficacy of
+    Knowledge Distillation, arXiv:1910.01348, section 4). Each student here learns as the run's first one will, from plain rows; the
+    test rows are not looked at.
+    """
+    tried: dict[float, float] = {}
+    made: dict[float, Student] = {}
+    for stop in sorted(said.stops):
+        there = folder / f"stop-{stop:g}"
+        there.mkdir(parents=True, exist_ok=True)
+        made[stop] = _trained(run, said.model_copy(update={"stop": stop, "stops": []}), loaded, there)
+        tried[stop] = _score_of_pupil(run, made[stop].signals(loaded.rows.part("train").inputs), there / "pupil")
+    best = max(tried, key=lambda stop: tried[stop])
+    metric = run.task.metric
+    for stop, score in tried.items():
+        run.say("stop", f"at {stop:g}: its student has validation {metric} {score:.4f}" + ("  <- taken" if stop == best else ""))
+    write_json(folder / "stops.json", {"metric": metric, "tried": {f"{stop:g}": score for stop, score in tried.items()}, "taken": best})
+    run.overrides.append(f"teacher.train.stops took stop = {best:g}, of {len(tried)} tried on validation rows")
+    return made[best]
+
+
+def _score_of_pupil(run: Run, taught: Signals, folder: Path) -> float:
+    """The validation metric of a student that learns from this teacher's answers to the plain training rows."""
+    recipe, task, rows = run.recipe, run.task, run.rows.part("train")
+    assert run.loaded is not None
+    objective = build_objective(recipe, task, rows.labels)
+    if objective.reads_layers or is_estimator(recipe.student.model) or objective.hears != (task.signal,):
+        raise RecipeError(
+            "teacher.train.stops tries teachers on a network that learns from their answers, and this objective or student reads something "
+            "else; set teacher.train.stop to one number",
+            code="U486",
+        )
+    data = training_set(run.loaded, rows, None, {task.signal: taught[task.signal]}, views=1, augment=None)
+    seed = recipe.seeds[0]
+    pupil = build_student(
+        recipe.student.model, recipe.student.options, run.loaded, data.inputs, rows.labels, seed=seed, name=recipe.student.model
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    fit_network(run, pupil, objective, data, recipe.train, seed, folder, f"pupil {seed}", alone=True)
+    return validation_of(run)(pupil)[task.metric]
