@@ -281,7 +281,8 @@ def through_teacher(student: Student, objective: Objective, teacher: Student) ->
     """SimKD: the student's last map through its connector, read by the teacher's own pool and classifier."""
     term = objective.feature_terms()[0]
     assert student.module is not None and teacher.module is not None
-    head = nn.Sequential(*list(teacher.module.get_submodule("network").children())[-2:])
+    parts = dict(teacher.module.get_submodule("network").named_children())
+    head = nn.Sequential(*[part for name, part in parts.items() if not name.startswith("stage") and name != "stem"])
 
     def answer(inputs: Any) -> np.ndarray[Any, Any]:
         pieces = []
