@@ -204,6 +204,12 @@ def spoken(root: Path) -> None:
     np.savez(root / "fsdd" / "train.npz", **said, offsets=offsets, labels=np.uint8(labels), speakers=np.uint8(speakers))
 
 
+def spoken_and_written(root: Path) -> None:
+    """The sounds, and pictures of the same ten digits."""
+    spoken(root)
+    twenty_eight("mnist", class_names=False)(root)
+
+
 def of_topics(root: Path) -> pd.DataFrame:
     """Made-up texts of three topics, and a tiny sentence encoder with random weights that knows their words."""
     made_up.encoder(root / "encoder")
@@ -331,6 +337,12 @@ SMALL = {
          "teacher.train.batch_size=4", "teacher.train.epochs=16", "teacher.train.lr=1e-2", "teaching.views=1", "teacher.train.augment={}",
          "train.augment={}", "train.epochs=8", "train.batch_size=4", "train.lr=1e-2", "student.options={width=24, depth=2}"),
         "word_accuracy", 0.2,
+    ),
+    "fsdd_mnist": Small(
+        spoken_and_written,
+        ("teacher.train.model=mlp", "teacher.train.options={hidden=[32]}", "teacher.train.epochs=10", "teacher.train.batch_size=16",
+         "student.options={width=8, depth=1}", "train.epochs=10", "train.batch_size=16"),
+        "accuracy", 0.25,
     ),
     "letter": Small(letter, ("rows.synthetic=1", "teacher.train.options={n_estimators=20, n_jobs=1}"), "accuracy", 0.5),
     "mnist_hinton": Small(

@@ -32,7 +32,8 @@ def read_pairs(said: DataSection, part: Part, read: Reader) -> Source:
     in_table = path.name.lower().endswith(TABLES)
     inside: dict[str, tuple[Kind, Any]] = {}
     partners: dict[str, pairs.Partner] = {}
-    rows = _table(said, path) if in_table else read(_alone(said, InputSection()), file)
+    # the rows' own source is read as data says; what is joined to them, as its input says
+    rows = _table(said, path) if in_table else read(said.model_copy(update={"inputs": {}}), file)
     for name, one in said.inputs.items():
         if one.train is not None:
             partners[name] = _partner(said, name, one, part, rows, path if in_table else None, read)
@@ -87,8 +88,8 @@ def matching(recipe: Recipe, sources: dict[str, Source]) -> tuple[Task, dict[str
 def _alone(said: DataSection, one: InputSection) -> DataSection:
     """The data section as the reader of one kind wants it for this input."""
     size = said.image_size if one.image_size is None else one.image_size
-    kind = said.kind if one.kind == "auto" else one.kind
-    return said.model_copy(update={"inputs": {}, "kind": kind, "image_size": size, "grey": said.grey or one.grey, "labels": None})
+    own = {"kind": one.kind, "image_size": size, "grey": said.grey or one.grey}
+    return said.model_copy(update={"inputs": {}, "labels": None, "group": None, **own})
 
 
 def _table(said: DataSection, path: Path) -> Source:
