@@ -119,6 +119,23 @@ def test_the_teachers_signal_alone_teaches_where_the_stock_default_stays_at_chan
     assert said["alone"]["loss"] == [1.0, 3.0]  # a compiled student comes back with its loss
 
 
+@pytest.mark.slow
+def test_the_textbook_example_runs(tmp_path: Path) -> None:
+    """ResNet50 and MobileNetV2 at 32 x 32 with random weights, on torch: TensorFlow takes a minute to trace them."""
+    example = ROOT / "docs" / "keras_example.py"
+    assert len(example.read_text().splitlines()) <= 40
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "photos.npz", images=pixels, labels=np.arange(20) % 3)
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT / "src"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(example), "photos.npz", "1"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'tflite':" in done.stdout
+    card = json.loads((tmp_path / "runs" / "keras_example" / "scorecard.json").read_text())
+    assert set(card["models"]) == {"teacher", "control", "student"}
+
+
 # --- Keras on the torch backend, in this process ---------------------------------------------------------------------
 
 
