@@ -85,8 +85,15 @@ def check_losses(said: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_tensorflow_from_a_teacher_to_a_scorecard(tmp_path: Path) -> None:
-    said = process("tensorflow", cases_in(tmp_path), "loss", "fit", "check")
+    said = process("tensorflow", cases_in(tmp_path), "loss", "fit", "check", "saved")
     check_losses(said)
+    assert said["saved"]["same"]
+    assert said["saved"]["problems"] == []
+    assert said["saved"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
+    trust, scale, signature = said["saved"]["told"]
+    assert trust.startswith("U013") and "is a SavedModel, which is a program" in trust
+    assert scale.startswith("U443") and "a SavedModel does not say on which scale" in scale
+    assert signature.startswith("U442") and "has no signature 'serving'; there is: " in signature
     assert said["check"] == []
     fit = said["fit"]
     assert fit["same"]
