@@ -6,9 +6,9 @@ FOLDER holds torchdistill 1.1.5 (`pip install --target FOLDER torchdistill==1.1.
 it, or without Keras, that peer is left out and said to be. All train the same modules from the same weights on the same rows at the same
 batch, in float32 on the CPU, by AdamW and the same weights of labels and teacher; keras.distillation holds the same torch modules in
 TorchModuleWrapper, with the loss KLDivergence because its default has no gradient. Runs alternate, in one thread, and are timed in seconds
-of that processor, which other programs do not disturb; the figures are medians of images per second and of the ratios within a
-round, and the mean accuracy of the last epoch on held-out rows. The exit status is 1 when a peer is less than 3 times slower than
-the cache, or the cache more than 1.05 times slower than no teacher.
+of that processor, which other programs do not disturb; the figures are medians of images per second and of the ratios within a round, and
+the mean accuracy of the last epoch on held-out rows. The exit status is 1 when a peer is less than 3 times slower than the cache, or the
+cache more than 1.05 times slower than no teacher.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from understudy import Rows, Task, TransferSet, check_teacher, measure, teach
 from understudy.adapters import _keras_models
 from understudy.adapters import keras as adapter
 from understudy.data.keys import content_keys
+from understudy.errors import TeacherError
 
 keras = _keras_models.keras_package()
 EPOCHS = 8
@@ -106,6 +107,26 @@ def checked(folder: Path) -> list[str]:
     return [str(problem) for problem in check_teacher(adapter.KerasTeacher.from_model(network(8), task=DIGITS), digits()[1].inputs[:8])]
 
 
+def saved_model(folder: Path) -> dict[str, Any]:
+    """A SavedModel as teacher beside the Keras model it was made of, and what is refused."""
+    model, pixels = network(8), digits()[1].inputs[:8]
+    model.export(str(folder / "saved"), verbose=False)
+    own = adapter.KerasTeacher.from_model(model, task=DIGITS).signals(pixels)["logits"]
+    teacher = adapter.load(str(folder / "saved"), task=DIGITS, trust=True, options={"scale": "pixels"})
+    told = []
+    for options in ({"trust": False}, {"trust": True}, {"trust": True, "options": {"scale": "unit", "signature": "serving"}}):
+        try:
+            adapter.load(str(folder / "saved"), task=DIGITS, **options)
+        except TeacherError as error:
+            told.append(str(error))
+    return {
+        "same": bool(np.allclose(teacher.signals(pixels)["logits"], own, atol=1e-4)),
+        "problems": [str(problem) for problem in check_teacher(teacher, pixels)],
+        "parameters": teacher.parameters(),
+        "told": told,
+    }
+
+
 def alone(folder: Path) -> dict[str, Any]:
     """The teacher's signal alone, without a transfer set, in a student that is saved compiled."""
     train, test = digits()
@@ -147,7 +168,7 @@ def taught_by_labels(activation: str | None) -> Any:
 
 def main() -> None:
     folder, *asked = sys.argv[1:]
-    steps = {"loss": values, "fit": fitted, "alone": alone, "stock": stock, "files": files, "check": checked}
+    steps = {"loss": values, "fit": fitted, "alone": alone, "stock": stock, "files": files, "check": checked, "saved": saved_model}
     print("\n" + json.dumps({"backend": keras.backend.backend()} | {step: steps[step](Path(folder)) for step in asked}))
 
 

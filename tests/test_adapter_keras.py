@@ -85,8 +85,15 @@ def check_losses(said: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_tensorflow_from_a_teacher_to_a_scorecard(tmp_path: Path) -> None:
-    said = process("tensorflow", cases_in(tmp_path), "loss", "fit", "check")
+    said = process("tensorflow", cases_in(tmp_path), "loss", "fit", "check", "saved")
     check_losses(said)
+    assert said["saved"]["same"]
+    assert said["saved"]["problems"] == []
+    assert said["saved"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
+    trust, scale, signature = said["saved"]["told"]
+    assert trust.startswith("U013") and "is a SavedModel, which is a program" in trust
+    assert scale.startswith("U443") and "a SavedModel does not say on which scale" in scale
+    assert signature.startswith("U442") and "has no signature 'serving'; there is: " in signature
     assert said["check"] == []
     fit = said["fit"]
     assert fit["same"]
@@ -117,6 +124,23 @@ def test_the_teachers_signal_alone_teaches_where_the_stock_default_stays_at_chan
     assert said["alone"]["accuracy"] > 0.75
     assert said["stock"] < 0.2  # it takes raw logits for probabilities, and has no gradient
     assert said["alone"]["loss"] == [1.0, 3.0]  # a compiled student comes back with its loss
+
+
+@pytest.mark.slow
+def test_the_textbook_example_runs(tmp_path: Path) -> None:
+    """ResNet50 and MobileNetV2 at 32 x 32 with random weights, on torch: TensorFlow takes a minute to trace them."""
+    example = ROOT / "docs" / "keras_example.py"
+    assert len(example.read_text().splitlines()) <= 40
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "photos.npz", images=pixels, labels=np.arange(20) % 3)
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT / "src"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(example), "photos.npz", "1"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'tflite':" in done.stdout
+    card = json.loads((tmp_path / "runs" / "keras_example" / "scorecard.json").read_text())
+    assert set(card["models"]) == {"teacher", "control", "student"}
 
 
 # --- Keras on the torch backend, in this process ---------------------------------------------------------------------
