@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -67,3 +68,13 @@ def test_too_little_is_refused_and_what_cannot_be_probed_is_said(tmp_path: Path)
     chained = recipe_of(tmp_path / "chain", chain=[{"model": "mlp", "options": {"hidden": [8]}}])
     with pytest.raises(RecipeError, match=r"U469 a plan probes a teacher, a student and a control"):
         pipeline.plan(chained, console=QUIET)
+
+
+def test_the_probe_knows_every_class() -> None:
+    from understudy import planning
+
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    some = planning._first(np.arange(1000), 0.05, labels)
+    assert set(labels[some]) == {0, 1, 2}
+    assert len(some) == len(set(some)) == 50
+    assert (np.bincount(labels[some]) >= 6).all()

@@ -21,6 +21,7 @@ from rich.console import Console
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.errors import Problem, RecipeError
+from understudy.exporting import artifact
 from understudy.make.rows import encode
 from understudy.recipe import Recipe
 from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
@@ -28,10 +29,13 @@ from understudy.stages._run import Run, write_json
 from understudy.stages.teachers import prepare_teacher
 from understudy.stages.teaching import teach_rows
 from understudy.stages.training import train_pair
+from understudy.students.student import Student
 
 PROBE_SECONDS = 30.0
 FIRST_ROWS, GROWTH = 128, 4
 EPOCHS = 3
+OF_EACH_CLASS = 6
+"""One for each fold of out-of-fold teachers, and one more."""
 
 
 @final
@@ -42,6 +46,7 @@ class Probed:
     rows: int
     held_out: int
     bytes: float
+    held_out_bytes: float
     seconds: dict[str, float]
     fixed: dict[str, float]
     whole: float
@@ -80,7 +85,7 @@ def _probe_one(run: Run, size: int) -> Probed:
         started = time.perf_counter()
         teach_rows(small)
         seconds = {"teaching": time.perf_counter() - started}
-        train_pair(small, small.recipe.seeds[0])
+        pair = train_pair(small, small.recipe.seeds[0])
         fixed = {}
         places = {"teacher": folder / "teacher", "student": folder / "seed-0" / "student", "control": folder / "seed-0" / "control"}
         for part, place in places.items():
@@ -88,23 +93,45 @@ def _probe_one(run: Run, size: int) -> Probed:
         if (folder / TIMES).exists() and not fixed["teacher"] and not seconds["teacher"]:  # an estimator, which has no epochs
             fixed["teacher"] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
         run.views = small.views
+        stored = [stored_bytes(folder / "transfer" / part) for part in ("training", "held_out")]
         rest = int(np.count_nonzero(small.rows.split != "train"))
-        return Probed(size, rest, stored_bytes(folder / "transfer"), seconds, fixed, time.perf_counter() - began)
+        probed = Probed(size, rest, stored[0], stored[1], seconds, fixed, time.perf_counter() - began)
+        if size == min(FIRST_ROWS, int(np.count_nonzero(run.rows.split == "train"))):
+            _write_once(small, pair["student"])
+        return probed
+
+
+def _write_once(run: Run, student: Student) -> None:
+    """Export the student for nothing: tracing a network takes memory, which the run will need too."""
+    assert run.loaded is not None
+    train = run.rows.part("train")
+    artifact.check_exportable(student, encode(train.take(slice(0, 2)).inputs, train.kind, run.loaded.encoding))
 
 
 def _small(run: Run, size: int, folder: Path) -> Run:
     """This run with fewer rows of each part and few epochs, in a folder of its own."""
     assert run.loaded is not None
     share = size / max(1, int(np.count_nonzero(run.rows.split == "train")))
-    kept = [_first(np.flatnonzero(run.rows.split == part), share) for part in ("train", "validation", "test")]
+    labels = run.rows.labels if run.task.single_label else None
+    kept = [_first(np.flatnonzero(run.rows.split == part), share, labels) for part in ("train", "validation", "test")]
     recipe = _short(run.recipe, folder)
     small = Run(recipe, folder, Console(quiet=True))
     small.loaded = replace(run.loaded, rows=_taken(run.rows, kept))
     return small
 
 
-def _first(positions: np.ndarray[Any, Any], share: float) -> np.ndarray[Any, Any]:
-    return positions[: max(min(len(positions), 32), round(len(positions) * share))]
+def _first(positions: np.ndarray[Any, Any], share: float, labels: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    """A share of these rows, a few of every class among them: a teacher that is fitted on them must know all classes."""
+    size = max(min(len(positions), 32), round(len(positions) * share))
+    if labels is None or size >= len(positions):
+        return positions[:size]
+    order = np.argsort(labels[positions], kind="stable")
+    _, starts, counts = np.unique(labels[positions][order], return_index=True, return_counts=True)
+    rank = np.empty(len(positions), dtype=np.int64)
+    rank[order] = np.arange(len(positions)) - np.repeat(starts, counts)
+    first = positions[rank < OF_EACH_CLASS]
+    rest = positions[rank >= OF_EACH_CLASS]
+    return np.concatenate([first, rest[: max(0, size - len(first))]])
 
 
 def _taken(rows: Rows, kept: Iterable[np.ndarray[Any, Any]]) -> Rows:
@@ -139,17 +166,14 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     seeds = len(recipe.seeds)
 
     def at_whole(figures: list[float]) -> float:
-        sizes = [each.rows for each in found]
-        if len(found) == 1 or sizes[-1] >= rows:
-            return figures[-1] * rows / sizes[-1]
-        slope = (figures[-1] - figures[-2]) / (sizes[-1] - sizes[-2])
-        return figures[-1] + max(0.0, slope) * (rows - sizes[-1])
+        return on_line([each.rows for each in found], figures, rows)
 
     def training(part: str, epochs: float, times: int) -> float:
         epoch = at_whole([each.seconds[part] for each in found])
         return (epochs * epoch + at_whole([each.fixed[part] for each in found])) * times
 
-    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in found]), "memory": _memory(run, found, rows)}
+    held_out = on_line([each.held_out for each in found], [each.held_out_bytes for each in found], len(run.rows) - rows)
+    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in found]) + held_out, "memory": _memory(run, found, rows)}
     if recipe.teacher.train is not None:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
     parts["teaching"] = at_whole([each.seconds["teaching"] for each in found])
@@ -160,6 +184,18 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     probed = {"rows": [each.rows for each in found], "seconds": sum(each.whole for each in found)}
     counts = {"rows": len(run.rows), "training": rows, "synthetic": rows * recipe.rows.synthetic, "views": run.views}
     return {"recipe": identity(recipe), "counts": counts, "parts": {k: v for k, v in parts.items() if v}, "probe": probed}
+
+
+def on_line(sizes: list[int], figures: list[float], whole: int) -> float:
+    """The figure at the whole size, on the line through the two largest sizes, which is not let fall.
+
+    >>> on_line([10, 20], [3.0, 5.0], 100), on_line([20], [5.0], 100)
+    (21.0, 25.0)
+    """
+    if len(sizes) == 1 or sizes[-1] == sizes[-2]:
+        return figures[-1] * whole / sizes[-1]
+    slope = max(0.0, figures[-1] - figures[-2]) / (sizes[-1] - sizes[-2])
+    return figures[-1] + slope * (whole - sizes[-1])
 
 
 def _memory(run: Run, found: list[Probed], rows: int) -> float:
