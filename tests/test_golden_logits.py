@@ -21,6 +21,7 @@ from understudy.losses.ensembles import (
     mean_of_probabilities,
 )
 from understudy.losses.labels import binary_cross_entropy, cross_entropy, soft_cross_entropy
+from understudy.losses.layers import hint
 from understudy.losses.logits import (
     binary_soft_target,
     decoupled,
@@ -203,6 +204,8 @@ def test_published_targets_and_weights() -> None:
         torch.testing.assert_close(confidence_weights(case["teacher_logits"], case["labels"]), case["weights"], rtol=1e-9, atol=1e-11)
         inner = confidence_weights(case["inter_logits"], case["labels"])
         torch.testing.assert_close(inner, case["inter_weights"], rtol=1e-9, atol=1e-11)
+        hints = torch.stack([hint(ours, theirs) for ours, theirs in zip(case["student_features"], case["teacher_features"], strict=True)])
+        torch.testing.assert_close((inner * hints).sum(0).mean(), case["loss_inter"], rtol=1e-9, atol=1e-11)
     for case in cases("aver_mkd"):
         value = mean_probabilities(case["student_logits"], case)
         torch.testing.assert_close(value, case["loss_mean_prob"], rtol=1e-9, atol=1e-11)

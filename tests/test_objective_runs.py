@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from understudy import pipeline
 from understudy.errors import InputError, RecipeError
-from understudy.features import FeatureTerm
+from understudy.features import FeatureTerm, Member, OnTeachersEmbedding
 from understudy.losses.logits import soft_target
 from understudy.losses.tokens import forward_kl
 from understudy.objectives import Objective
@@ -342,6 +342,65 @@ def test_learned_variances_tell_channels_that_can_be_followed_from_noise() -> No
     assert isinstance(term, FeatureTerm)
     quiet, loud = torch.nn.functional.softplus(term.variances[0].detach()).tolist()
     assert quiet < 1.0 < 2.5 < loud < 6.0  # both began at 5; the noise has a variance of 4
+
+
+# --- embeddings of several teachers -------------------------------------------------------------------------------------
+
+
+def test_the_student_follows_the_embedding_of_the_teacher_whose_classifier_reads_it_best(digits: Path, tmp_path: Path) -> None:
+    train = {"model": "mlp", "epochs": 8, "batch_size": 32, "lr": 0.01}
+    members = [
+        {"name": "wide", "train": {**train, "options": {"hidden": [48]}}},
+        {"name": "slim", "train": {**train, "options": {"hidden": [24]}, "seed": 1}},
+    ]
+    feature = {"loss": "layers.hint", "weight": 5.0, "options": {"reads": "teachers_embedding", "teachers": ["wide", "slim"]}}
+    recipe = said(digits, tmp_path / "run", teacher={"members": members, "combine": "confidence"}, objective={"terms": [CE, SOFT, feature]})
+    assert "5 * hint(student's embedding, embedding of wide, embedding of slim, labels)" in pipeline.explain(parse(recipe))
+    accuracy, printed = taught(recipe)
+    assert accuracy > CHANCE
+    assert f"hint {16 * 48 + 48 + 16 * 24 + 24:,} parameters" in printed  # the teachers' classifiers are not counted: they do not learn
+    stored = json.loads((tmp_path / "run" / "transfer" / "training" / "manifest.json").read_text())["signals"]
+    assert {"logits", "teachers/wide/features/network.2:input", "teachers/slim/features/network.2:input"} <= set(stored)
+    misspelt = {**feature, "options": {**feature["options"], "teachers": ["wide", "slum"]}}
+    with pytest.raises(InputError, match="U487 a term reads the embedding of 'slum'; did you mean 'slim'"):
+        taught({**recipe, "out": str(tmp_path / "misspelt"), "objective": {"terms": [CE, misspelt]}})
+    with pytest.raises(RecipeError, match="U487 .*two names or more"):
+        pipeline.explain(parse({**recipe, "objective": {"terms": [{**feature, "options": {"reads": "teachers_embedding"}}]}}))
+
+
+def test_embeddings_of_several_teachers_by_hand() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 6, generator=draw)
+    widths, labels, task = (5, 3), torch.tensor([0, 1, 2, 0]), Task("multiclass", ("a", "b", "c"))
+    heads = [(torch.randn(3, width, generator=draw), torch.randn(3, generator=draw)) for width in widths]
+    said_by_teachers = {
+        f"teachers/{name}/features/e": torch.randn(4, width, generator=draw) for name, width in zip("uv", widths, strict=True)
+    }
+    options = {"reads": "teachers_embedding", "teachers": ["u", "v"], "student": "s"}
+    (term,) = Objective.from_terms([("layers.hint", 1.0, options)], task).active
+    assert isinstance(term, OnTeachersEmbedding)
+    term.resolve([], [])
+    term.meet({name: Member("e", *head) for name, head in zip("uv", heads, strict=True)})
+    term.connect({"features/s": student}, said_by_teachers)
+    ours = [connect(student) for connect in term.connectors]
+    errors = torch.stack(
+        [
+            torch.nn.functional.cross_entropy(one @ weight.T + bias, labels, reduction="none")
+            for one, (weight, bias) in zip(ours, heads, strict=True)
+        ]
+    )
+    weights = 1 - errors.softmax(0)  # of two teachers: (1 - share) / (2 - 1)
+    wanted = sum(
+        weight * (one - other).square().mean(1) for weight, one, other in zip(weights, ours, said_by_teachers.values(), strict=True)
+    )
+    torch.testing.assert_close(term({"features/s": student}, Batch(student, labels, None, said_by_teachers)), wanted.mean())  # type: ignore[union-attr]
+    term({"features/s": student}, Batch(student, labels, None, said_by_teachers)).backward()
+    gradient = term.connectors[0].project.weight.grad  # the weights are constants
+    expected = torch.autograd.grad(
+        (weights[0].detach() * (ours[0] - said_by_teachers["teachers/u/features/e"]).square().mean(1)).mean(),
+        term.connectors[0].project.weight,
+    )  # type: ignore[arg-type,union-attr]
+    torch.testing.assert_close(gradient, expected[0])
 
 
 # --- layers along a chain -----------------------------------------------------------------------------------------------

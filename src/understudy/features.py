@@ -23,6 +23,7 @@ from torch.nn import functional
 from understudy.contrasts import MemoryBank
 from understudy.errors import InputError, RecipeError, did_you_mean
 from understudy.losses.contrastive import log_partition
+from understudy.losses.ensembles import confidence_weights
 from understudy.signals import LOGITS, VALUES, Batch, Signals
 from understudy.taps import (
     AttentionConnector,
@@ -407,6 +408,91 @@ class OnExits(FeatureTerm):
         """What the formula shows of what is read."""
         shown = [f"exit({ours})" for ours, _ in self.pairs] or ["exits of stages"]
         return [*shown, *["student"] * self.hears_itself, *self.also]
+
+
+@final
+@dataclass(frozen=True)
+class Member:
+    """One of several teachers as a term on their embeddings knows it: where its embedding is, and the linear map that reads it."""
+
+    layer: str
+    weight: Tensor
+    bias: Tensor | None
+
+
+@final
+class OnTeachersEmbedding(FeatureTerm):
+    """A loss(student, teacher) between the student's embedding and that of each named member of an ensemble, weighed row by row.
+
+    sum_k w_k loss(r_k(student), teacher_k), r_k a linear map that is trained, and w_k the confidence of teacher k's own last linear
+    map in the label when it reads r_k(student): the feature term of CA-MKD. Zhang, Chen & Wang 2022, arXiv:2201.00007, section 3.2,
+    published with weight 50 from the second epoch on.
+    """
+
+    where = "embedding"
+    also = (LABELS,)
+
+    def __init__(self, loss: Loss, *, teachers: Sequence[str] = (), teacher: str = AUTO, **said: Any) -> None:
+        super().__init__(loss, teacher=AUTO, **said)
+        if isinstance(teachers, str) or len(teachers) < 2 or teacher != AUTO or len(self.asked[0]) > 1 or self.connector != "auto":
+            raise RecipeError(
+                f"the term {self.name!r} takes teachers = a list of two names or more of teacher.members, and one layer of the student at "
+                f"most (got teachers = {teachers!r})",
+                code="U487",
+            )
+        self.teachers, self.heads = tuple(teachers), nn.ModuleList()
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        return ()
+
+    def resolve(self, student: Sequence[Layer], teacher: Sequence[Layer]) -> None:
+        ours = embedding_layer(student) if self.asked[0] == [AUTO] else self.asked[0][0]
+        self.pairs = tuple((ours, f"the embedding of {name}") for name in self.teachers)
+
+    def meet(self, members: Mapping[str, Member]) -> None:
+        """Learn where each teacher's embedding is, and what reads it."""
+        self.reads = (*(f"teachers/{name}/{signal_of(members[name].layer)}" for name in self.teachers), *self.also)
+        self.heads = nn.ModuleList(_frozen(members[name]) for name in self.teachers)
+
+    def connect(
+        self, student: Signals, teacher: Signals, *, keys: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
+    ) -> None:
+        ours = self._flat(said_by(student, signal_of(self.pairs[0][0]), self._asks("student")))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            widths = [self._flat(said_by(teacher, name, f"the term {self.name!r} reads")).shape[1] for name in self.hears]
+            self.connectors = nn.ModuleList([LinearConnector(ours.shape[1], width) for width in widths])
+
+    def given(self, student: Signals) -> list[Tensor]:
+        if not self.pairs or not self.connectors:
+            raise InputError(f"the term {self.name!r} does not know its teachers yet; wire it to an ensemble first", code="U344")
+        ours = self._flat(said_by(student, signal_of(self.pairs[0][0]), self._asks("student")))
+        return [connect(ours) for connect in self.connectors]
+
+    def rows(self, student: list[Tensor], batch: Batch) -> Tensor:
+        teachers = [self._flat(said_by(batch.teacher, name, f"the term {self.name!r} reads")) for name in self.hears]
+        with torch.no_grad():
+            answers = torch.stack([head(each) for head, each in zip(self.heads, student, strict=True)])
+            weights = confidence_weights(answers, self.labels_of(batch))
+        return (weights * torch.stack([self.loss(one, other, **self.options) for one, other in zip(student, teachers, strict=True)])).sum(0)
+
+    def _flat(self, values: Tensor) -> Tensor:
+        return values.float() if values.ndim == 2 else values.float().flatten(2).mean(2) if values.ndim == 4 else values.float().mean(1)
+
+    @property
+    def evidence(self) -> list[str]:
+        """What the formula shows of what is read."""
+        return ["student's embedding", *(f"embedding of {name}" for name in self.teachers), LABELS]
+
+
+def _frozen(member: Member) -> nn.Linear:
+    head = nn.Linear(member.weight.shape[1], member.weight.shape[0], bias=member.bias is not None)
+    with torch.no_grad():
+        head.weight.copy_(member.weight)
+        if member.bias is not None:
+            head.bias.copy_(member.bias)
+    return head.requires_grad_(False)
 
 
 def _listed(said: str | Sequence[str]) -> list[str]:

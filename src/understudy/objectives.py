@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from understudy.catalogue import CLASSES_APART, family_of, find_loss, kind_of
 from understudy.errors import RecipeError, TrainingError
-from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnExits, OnLayers, OnRelations
+from understudy.features import Axes, FeatureTerm, OnAnswers, OnContrast, OnEmbedding, OnExits, OnLayers, OnRelations, OnTeachersEmbedding
 from understudy.losses import contrastive as contrastive_losses
 from understudy.losses import labels as label_losses
 from understudy.losses import logits as logit_losses
@@ -91,6 +91,7 @@ BINDERS: dict[str, type[Any]] = {
     "relations": OnRelations,
     "contrast": OnContrast,
     "exits": OnExits,
+    "teachers_embedding": OnTeachersEmbedding,
     "tokens": OnTokens,
     "topk": OnTopK,
     "top": OnTop,
@@ -186,7 +187,7 @@ class Objective(nn.Module):
 
     def connectors(self) -> dict[str, int]:
         """How many numbers each term learns that are no part of the student; terms without are left out."""
-        counts = {term.name: sum(weight.numel() for weight in term.parameters()) for term in self.active}
+        counts = {term.name: sum(weight.numel() for weight in term.parameters() if weight.requires_grad) for term in self.active}
         return {name: count for name, count in counts.items() if count}
 
     def move_to(self, progress: float) -> None:

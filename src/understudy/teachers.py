@@ -7,11 +7,12 @@ columns are matched with the data's classes is in understudy.answers.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import platform
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast, final, runtime_checkable
@@ -374,15 +375,23 @@ class Ensemble:
             )
 
     def signals(self, inputs: Any) -> Signals:
-        said = []
-        for member, order in zip(self.members, self._orders, strict=True):
-            answer = member.signals(inputs)[self.task.signal]
+        said, layers = [], dict[str, Tensor]()
+        for number, (member, order) in enumerate(zip(self.members, self._orders, strict=True)):
+            whole = member.signals(inputs)
+            answer = whole[self.task.signal]
             said.append(answer if order is None else answer[:, order])
+            layers |= {f"teachers/{self.names[number]}/{name}": value for name, value in whole.items() if name.startswith("features/")}
         if len({answer.shape for answer in said}) != 1:
             shapes = [tuple(answer.shape) for answer in said]
             raise TeacherError(f"the ensemble's members give different shapes: {shapes}; name their classes", code="U010")
         own = {f"teachers/{name}/{self.task.signal}": answer for name, answer in zip(self.names, said, strict=False)}
-        return {self.task.signal: self.together(torch.stack(said)), **own}
+        return {self.task.signal: self.together(torch.stack(said)), **own, **layers}
+
+    def giving(self, members: Mapping[str, Teacher]) -> Ensemble:
+        """The same ensemble with other voices of some named members, which say layers too: `teachers/NAME/features/<layer>`."""
+        made = copy.copy(self)
+        made.members = tuple(members.get(name, member) for name, member in zip(self.names, self.members, strict=True))
+        return made
 
     def together(self, said: Tensor, labels: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
         """One answer from those of the members [members, rows, columns], with the labels of the rows where they are known."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.data.rows import narrowed
-from understudy.errors import InputError
-from understudy.features import signal_of
+from understudy.errors import InputError, did_you_mean
+from understudy.features import Member, OnTeachersEmbedding, signal_of
 from understudy.objectives import Objective
 from understudy.signals import Signals
 from understudy.students.student import Student, evaluating
-from understudy.taps import Layer, taps, trace
+from understudy.taps import INPUT, Layer, embedding_layer, taps, trace
 from understudy.teachers import Ensemble, Matched, Reading, Teacher, TorchTeacher
 
 ROWS = 4
@@ -37,7 +37,7 @@ def wire(objective: Objective, student: Student, teacher: Teacher, inputs: Any) 
     speaker = network_of(teacher)
     ours, theirs = trace(student.module, student.encode(inputs)), _trace(speaker, _given(teacher, inputs))
     objective.resolve(ours, theirs)
-    wired = with_layers(teacher, objective.teacher_layers)
+    wired = _with_members(objective, with_layers(teacher, objective.teacher_layers), inputs)
     probe(objective, student, inputs, wired.signals(inputs))  # names and shapes are tried here, before anything is taught
     shown = [f"{term.name}: {one} with {other}" for term in objective.feature_terms() for one, other in term.pairs]
     return Wired(wired, tuple(shown))
@@ -87,6 +87,36 @@ def with_layers(teacher: Teacher, layers: tuple[str, ...]) -> Teacher:
             code="U340",
         )
     return speaker.giving(layers)
+
+
+def _with_members(objective: Objective, teacher: Teacher, inputs: Any) -> Teacher:
+    """The ensemble whose named members give their embeddings, where a term reads those; the term is told where they are."""
+    terms = [term for term in objective.feature_terms() if isinstance(term, OnTeachersEmbedding)]
+    if not terms:
+        return teacher
+    named = dict(zip(teacher.names, teacher.members, strict=True)) if isinstance(teacher, Ensemble) and teacher.names else {}
+    members, voices = dict[str, Member](), dict[str, Teacher]()
+    for name in dict.fromkeys(name for term in terms for name in term.teachers):
+        if name not in named:
+            raise InputError(
+                f"a term reads the embedding of {name!r}; {did_you_mean(name, named) if named else 'name the teacher.members'}", code="U487"
+            )
+        member, network = named[name], network_of(named[name])
+        if network is None or isinstance(member, Matched):
+            raise InputError(
+                f"a term reads the embedding of {name!r}, which is no torch network with the data's classes in their order; take it out of "
+                "the term's teachers",
+                code="U487",
+            )
+        layer = embedding_layer(_trace(network, _given(member, inputs)))
+        head = network.module.get_submodule(layer.removesuffix(INPUT))
+        assert isinstance(head, nn.Linear)
+        members[name] = Member(layer, head.weight, head.bias)
+        voices[name] = with_layers(member, (layer,))
+    for term in terms:
+        term.meet(members)
+    assert isinstance(teacher, Ensemble)
+    return teacher.giving(voices)
 
 
 def _as_teacher(student: Student) -> TorchTeacher:

@@ -285,7 +285,7 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
     task, trees = run.task, is_estimator(run.recipe.student.model)
     reads = list(objective.hears)
     weighed = run.ensemble if run.ensemble is not None and run.ensemble.combine == "confidence" else None
-    if run.speaker is not None and run.speaker is not run.teacher:
+    if run.speaker is not None and run.speaker is not run.teacher and not isinstance(run.speaker, Ensemble):
         weighed = None  # an assistant has learned what its teachers say together
     lacking = [] if run.taught is None else [name for name in reads if name not in run.taught.names]
     parts = [name for name in reads if name.startswith(f"{task.signal}/")]
@@ -323,7 +323,7 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
     if trees and weighed is None:
         return {task.signal: run.taught.gather(task.signal, run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64))}, None
     said = ask(everything, torch.zeros_like(everything), everything)
-    return {name: value for name, value in said.items() if not name.startswith("teachers/")}, None
+    return {name: value for name, value in said.items() if not name.startswith("teachers/") or name in objective.hears}, None
 
 
 def _labels(run: Run, count: int) -> torch.Tensor:
