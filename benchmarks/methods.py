@@ -396,13 +396,14 @@ def table(file: Path) -> None:
     for line in lines_of(file):
         if line["method"].startswith("teacher"):
             print(f"| {line['method']} ({line['parameters']:,} parameters) | {100 * line['test']:.2f} | | | | |")
-    alone = np.mean([line["test"] for line in lines if line["method"] == "control"])
+    alone = {line["seed"]: line["test"] for line in lines if line["method"] == "control"}
     for name in names:
         found = [100 * line["test"] for line in lines if line["method"] == name]
         spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
         counted = f" ({len(found)} seed{'s' * (len(found) > 1)})" if len(found) < 3 else ""
         agreed = np.mean([line["agreement"] for line in lines if line["method"] == name])
-        gain = np.mean(found) - 100 * alone
+        apart = [line["test"] - alone[line["seed"]] for line in lines if line["method"] == name and line["seed"] in alone]
+        gain = 100 * np.mean(apart)
         ratio = steps[name] / steps["control"]
         print(f"| {name} | {np.mean(found):.2f}{spread}{counted} | {gain:+.2f} | {agreed:.3f} | {1e3 * steps[name]:.1f} ms | {ratio:.2f} |")
 
