@@ -388,6 +388,9 @@ def test_recall_by_hand() -> None:
     assert figures["back_at_1"] == pytest.approx(1 / 3)
     assert figures["recall_at_1"] == pytest.approx(1 / 2)
     assert figures["recall_at_5"] == 1
+    # title 2 lies nearer to both other photos than to its own, which counts once
+    far = np.concatenate([[[0.95, 0.3], [0.7, 0.3], [0.9, 0.1]], [[1.0, 0.0], [0.7, 0.3], [0.0, 2.0]]], axis=1)
+    assert quality(far, np.zeros((3, 1), np.float32), task)["back_at_1"] == pytest.approx(1 / 3)
     same = np.concatenate([np.eye(2), np.ones((2, 2))], axis=1)
     assert quality(same, np.zeros((2, 1), np.float32), task)["there_at_1"] == 1  # the same text twice is found either way
     assert fidelity(answers, answers, task) == pytest.approx({"agreement": 1, "cosine_distance": 0})
