@@ -25,7 +25,7 @@ from understudy.data import pairs, views
 from understudy.data._source import Source
 from understudy.data.keys import content_keys
 from understudy.data.pairs import PairEncoding, Partner
-from understudy.data.rows import Paired
+from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, RecipeError
 from understudy.make.rows import Loaded, views_seen
 from understudy.measuring.scorecard import fidelity, quality
@@ -229,7 +229,7 @@ def test_a_student_sees_the_views_that_the_teacher_saw() -> None:
     assert (theirs["number"] == rows["number"]).all()
     assert (theirs["photo"] != rows["photo"]).any()
     layout = PairEncoding.fit(rows, {})
-    loaded = Loaded(make.Rows("pair", rows, keys), Task("binary", ("a", "b")), layout, ())
+    loaded = Loaded(Rows("pair", rows, keys), Task("binary", ("a", "b")), layout, ())
     both = views_seen(made, loaded.seen_by(["number", "photo"]))
     assert both is not None
     turned = layout.only(["number", "photo"])
