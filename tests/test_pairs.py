@@ -25,7 +25,7 @@ from understudy.data import pairs, views
 from understudy.data._source import Source
 from understudy.data.keys import content_keys
 from understudy.data.pairs import PairEncoding, Partner
-from understudy.data.rows import Paired
+from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, RecipeError
 from understudy.make.rows import Loaded, views_seen
 from understudy.measuring.scorecard import fidelity, quality
@@ -229,7 +229,7 @@ def test_a_student_sees_the_views_that_the_teacher_saw() -> None:
     assert (theirs["number"] == rows["number"]).all()
     assert (theirs["photo"] != rows["photo"]).any()
     layout = PairEncoding.fit(rows, {})
-    loaded = Loaded(make.Rows("pair", rows, keys), Task("binary", ("a", "b")), layout, ())
+    loaded = Loaded(Rows("pair", rows, keys), Task("binary", ("a", "b")), layout, ())
     both = views_seen(made, loaded.seen_by(["number", "photo"]))
     assert both is not None
     turned = layout.only(["number", "photo"])
@@ -245,10 +245,12 @@ def test_a_student_sees_the_views_that_the_teacher_saw() -> None:
 # --- the network ----------------------------------------------------------------------------------------------------
 
 
-def fusion(drop: float = 0.0) -> Fusion:
+def fusion() -> Fusion:
     torch.manual_seed(0)
-    branches = {"photo": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)), "title": torch.nn.Linear(2, 3)}
-    return Fusion(branches, fusion_head(6, 2, hidden=0, seed=0), blanks={"photo": 0, "title": None}, drop=drop)
+    last = torch.nn.Linear(4, 3)
+    torch.nn.init.ones_(last.bias)  # so that an absent picture would not be silent by itself
+    branches = {"photo": torch.nn.Sequential(torch.nn.Flatten(), last), "title": torch.nn.Linear(2, 3)}
+    return Fusion(branches, fusion_head(6, 2, hidden=0, seed=0), blanks={"photo": 0, "title": None})
 
 
 def test_an_absent_input_says_nothing() -> None:
@@ -261,10 +263,14 @@ def test_an_absent_input_says_nothing() -> None:
 
 
 def test_in_training_one_input_alone_is_kept_of_some_rows() -> None:
-    kept = fusion(drop=0.5)._kept(4000, torch.device("cpu"))
-    assert kept.any(dim=1).all()
-    assert kept.all(dim=1).float().mean() == pytest.approx(0.5, abs=0.05)
-    assert kept[:, 0].float().mean() == pytest.approx(kept[:, 1].float().mean().item(), abs=0.05)
+    three = {name: torch.nn.Identity() for name in "abc"}
+    torch.manual_seed(0)
+    network = Fusion(three, torch.nn.Identity(), blanks=dict.fromkeys("abc"), drop=0.5).train()
+    kept = network([torch.ones(4000, 1)] * 3)
+    assert set(kept.sum(dim=1).tolist()) == {1, 3}
+    assert (kept.sum(dim=1) == 3).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert kept.mean(dim=0).tolist() == pytest.approx([2 / 3] * 3, abs=0.05)
+    assert (network.eval()([torch.ones(9, 1)] * 3) == 1).all()
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------
@@ -373,15 +379,18 @@ def test_inputs_of_data_that_has_one_are_refused(
 
 
 def test_recall_by_hand() -> None:
-    firsts = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    seconds = np.array([[3.0, 0.1], [1.0, 1.0], [0.0, 1.0]])
+    firsts = np.array([[3.0, 0.0], [0.7, 0.3], [0.9, 0.1]])
+    seconds = np.array([[1.0, 0.0], [0.4, 0.1], [0.0, 2.0]])
     answers, task = np.concatenate([firsts, seconds], axis=1), Task("matching", ("photo", "title"), 2)
     figures = quality(answers, np.zeros((3, 1), np.float32), task)
-    # photo 0 finds title 0; photo 1 finds title 2; photo 2 finds title 1. Title 0 finds photo 0; title 1 photo 2; title 2 photo 1
-    assert figures["there_at_1"] == pytest.approx(1 / 3)
+    # photos 0 and 1 find their titles, photo 2 finds title 0; title 0 finds its photo, title 1 finds photo 2 and title 2 photo 1
+    assert figures["there_at_1"] == pytest.approx(2 / 3)
     assert figures["back_at_1"] == pytest.approx(1 / 3)
-    assert figures["recall_at_1"] == pytest.approx(1 / 3)
+    assert figures["recall_at_1"] == pytest.approx(1 / 2)
     assert figures["recall_at_5"] == 1
+    # title 2 lies nearer to both other photos than to its own, which counts once
+    far = np.concatenate([[[0.95, 0.3], [0.7, 0.3], [0.9, 0.1]], [[1.0, 0.0], [0.7, 0.3], [0.0, 2.0]]], axis=1)
+    assert quality(far, np.zeros((3, 1), np.float32), task)["back_at_1"] == pytest.approx(1 / 3)
     same = np.concatenate([np.eye(2), np.ones((2, 2))], axis=1)
     assert quality(same, np.zeros((2, 1), np.float32), task)["there_at_1"] == 1  # the same text twice is found either way
     assert fidelity(answers, answers, task) == pytest.approx({"agreement": 1, "cosine_distance": 0})

@@ -144,6 +144,13 @@ def _short(recipe: Recipe, folder: Path) -> Recipe:
     if teacher.train is not None:
         own = few | {"epochs": min(EPOCHS, teacher.train.epochs)}
         teacher = teacher.model_copy(update={"train": teacher.train.model_copy(update=own)})
+    members = [
+        each
+        if each.train is None
+        else each.model_copy(update={"train": each.train.model_copy(update=few | {"epochs": min(EPOCHS, each.train.epochs)})})
+        for each in teacher.members
+    ]
+    teacher = teacher.model_copy(update={"members": members})
     changes = {"out": str(folder), "seeds": [0], "teacher": teacher, "train": recipe.train.model_copy(update=few)}
     return recipe.model_copy(update=changes)
 
@@ -201,8 +208,8 @@ def on_line(sizes: list[int], figures: list[float], whole: int) -> float:
 def _memory(run: Run, found: list[Probed], rows: int) -> float:
     """The most that this process held until now, and what the rows that the probe left out will add."""
     assert run.loaded is not None
-    train = run.rows.part("train")
-    some = encode(train.take(slice(0, 8)).inputs, train.kind, run.loaded.encoding)
+    train = run.lesson.rows.part("train")
+    some = encode(train.take(slice(0, 8)).inputs, train.kind, run.lesson.encoding)
     left_out = (rows - found[-1].rows) * (1 + run.recipe.rows.synthetic)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
     each = 2 * some[:1].nbytes + 2 * 4 * run.task.outputs
