@@ -20,6 +20,7 @@ from understudy.losses.ensembles import confidence_weights, mean_of_probabilitie
 from understudy.make.lessons import training_set
 from understudy.pipeline import distill
 from understudy.recipe import parse
+from understudy.stages import training
 from understudy.tasks import Task
 from understudy.teachers import CallableTeacher, Ensemble, Matched, Teacher
 
@@ -127,7 +128,7 @@ def test_experts_of_some_classes_teach_all_of_them(experts: Path, tmp_path: Path
         heard.append(given[3])
         return made(*given, **options)
 
-    monkeypatch.setattr(make, "training_set", watched)
+    monkeypatch.setattr(training, "training_set", watched)
     distill(parse(said(experts, tmp_path / "near", combine="confidence")))
     distill(parse(said(experts, tmp_path / "again")))
     near, mean = heard[0]["logits"], heard[2]["logits"]
