@@ -335,7 +335,7 @@ SMALL = {
         spoken,
         ("data.strings=160", "data.words=[1, 2]", "teacher.train.model=speech.convnet", "teacher.train.options={width=32, depth=2}",
          "teacher.train.batch_size=4", "teacher.train.epochs=16", "teacher.train.lr=1e-2", "teaching.views=1", "teacher.train.augment={}",
-         "train.augment={}", "train.epochs=8", "train.batch_size=4", "train.lr=1e-2", "student.options={width=24, depth=2}"),
+         "train.augment={}", "train.epochs=16", "train.batch_size=4", "train.lr=1e-2", "student.options={width=24, depth=2}"),
         "word_accuracy", 0.2,
     ),
     "fsdd_mnist": Small(

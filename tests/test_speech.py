@@ -42,7 +42,7 @@ def test_mel_filters_are_those_of_librosa(rate: int, window: int, mels: int) -> 
 
 def test_log_mel_is_that_of_librosa() -> None:
     waves = (np.random.default_rng(0).normal(size=(3, 8000)) * [[30], [3000], [9000]]).astype(np.int16)
-    ours = LogMel(RATE, 40, 200, 80, flatten=False).log_mel(torch.from_numpy(waves)).numpy()
+    ours = LogMel(RATE, 40, 200, 80, flatten=False).log_mel(torch.from_numpy(waves) / 32768).numpy()
     for row, wave in enumerate(waves):
         power = librosa.feature.melspectrogram(y=wave.astype(np.float32) / 32768, sr=RATE, n_fft=200, hop_length=80, n_mels=40)
         assert np.abs(ours[row] - np.log(np.maximum(power, 1e-10))).max() < 1e-3
@@ -60,6 +60,14 @@ def test_features_are_standardised_over_the_frames_that_count() -> None:
     inside = found[:, :-1, :20]
     assert inside.mean((0, 2)).abs().max() < 1e-4
     assert (inside.var((0, 2), unbiased=False) - 1).abs().max() < 1e-3
+
+
+def test_loudness_changes_no_feature() -> None:
+    waves = np.zeros((2, 4000), dtype=np.int16)
+    waves[:, :3000] = np.random.default_rng(0).normal(size=3000) * [[8000], [400]]
+    loud, soft = LogMel(RATE, 40, 200, 80, flatten=False)(torch.from_numpy(waves))
+    assert (loud - soft).abs().max() < 0.1
+    assert (loud[:-1, 5:30] - soft[:-1, 5:30]).abs().mean() < 0.01
 
 
 @pytest.mark.parametrize("build", [speech.convnet, speech.transformer], ids=["convnet", "transformer"])

@@ -57,15 +57,14 @@ class LogMel(nn.Module):
         self.register_buffer("std", torch.tensor(std or [1.0] * mels, dtype=torch.float32)[:, None])
 
     def forward(self, encoded: Tensor) -> Tensor:
-        logs = self.log_mel(encoded)
+        logs = self.log_mel(levelled(encoded))
         mask = self.mask(encoded, logs.shape[2])
         values = (logs - self.mean) / self.std * mask
         found = torch.cat([values, mask.expand(-1, 1, -1)], dim=1)
         return found.flatten(1) if self.flatten else found
 
-    def log_mel(self, encoded: Tensor) -> Tensor:
-        """Natural logarithm of the mel power spectrum, [rows, mels, 1 + samples // hop]."""
-        samples = encoded.to(torch.float32) / 32768
+    def log_mel(self, samples: Tensor) -> Tensor:
+        """Natural logarithm of the mel power spectrum of float32 samples, [rows, mels, 1 + samples // hop]."""
         parts = functional.conv1d(samples[:, None, :], self.waves, stride=self.hop, padding=self.window // 2)
         real, imaginary = parts.chunk(2, dim=1)
         power = torch.matmul(self.filters, real * real + imaginary * imaginary)
@@ -91,7 +90,7 @@ def fit_log_mel(
     total, squares, count = torch.zeros(mels, dtype=torch.float64), torch.zeros(mels, dtype=torch.float64), 0.0
     with torch.inference_mode():
         for piece in encoded.split(256):
-            logs = plain.log_mel(piece)
+            logs = plain.log_mel(levelled(piece))
             mask = plain.mask(piece, logs.shape[2])
             total += (logs * mask).sum((0, 2)).double()
             squares += (logs.square() * mask).sum((0, 2)).double()
@@ -99,6 +98,17 @@ def fit_log_mel(
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
     return LogMel(**said, mean=mean.tolist(), std=std.tolist(), flatten=flatten)
+
+
+def levelled(encoded: Tensor) -> Tensor:
+    """Samples divided by the root of their mean square up to the clip's end, float32: who speaks softly is heard as well.
+
+    Levels below -80 dB of full scale are not raised further.
+    """
+    samples = encoded.to(torch.float32) / 32768
+    places = torch.arange(1, encoded.shape[1] + 1, device=encoded.device, dtype=torch.float32)
+    ends = torch.where(encoded != 0, places, 0.0).amax(dim=1, keepdim=True).clamp(min=1)
+    return samples / (samples.square().sum(dim=1, keepdim=True) / ends + 1e-8).sqrt()
 
 
 def fourier_waves(window: int) -> Array:
