@@ -29,6 +29,8 @@ from understudy.data import encoding
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.errors import RecipeError, TeacherError
+from understudy.make.lessons import training_set
+from understudy.make.rows import Loaded
 from understudy.objectives import Objective
 from understudy.recipe import OptimizerSection, parse
 from understudy.signals import Batch
@@ -428,8 +430,6 @@ from understudy.adapters import api
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.tasks import Task
-from understudy.make.rows import Loaded
-from understudy.make.lessons import training_set
 frame = pd.DataFrame({"x": range(20), "colour": ["red", "blue"] * 10})
 rows = Rows("table", frame, content_keys(frame, "table"), np.arange(20) % 2)
 options = {"model": "m", "concurrency": 2}

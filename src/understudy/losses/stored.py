@@ -36,7 +36,7 @@ def top_soft_target(
     top: Float[Tensor, "batch number"],
     tail: Float[Tensor, "batch temperatures"],
     *,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
     rest: Literal["even", "together"] = "even",
 ) -> Float[Tensor, " batch"]:
     """T^2 * KL(teacher || student) of softened distributions, where the teacher is known at its largest classes alone.
@@ -82,7 +82,7 @@ def top_soft_target(
     return temperature**2 * (value + log_r.exp() * (log_r - mass))
 
 
-def tail_at(tail: Tensor, others: int, temperature: float) -> Tensor:
+def tail_at(tail: Tensor, others: int, temperature: float | Tensor) -> Tensor:
     """log sum exp(z / T) over the tail's classes, from its values at TAIL_TEMPERATURES and at infinity, [rows].
 
     Between them it is read from the cubic through them and 1 / T = 0, where it is the logarithm of the number of classes.
@@ -90,12 +90,12 @@ def tail_at(tail: Tensor, others: int, temperature: float) -> Tensor:
     >>> tail_at(torch.tensor([[0.0, 1.0, 2.0]]), 9, 2.0)
     tensor([1.])
     """
-    if temperature in TAIL_TEMPERATURES:
+    if isinstance(temperature, float | int) and temperature in TAIL_TEMPERATURES:
         return tail[:, TAIL_TEMPERATURES.index(temperature)]
     knots = [1 / each for each in TAIL_TEMPERATURES] + [0.0]
     values = [*tail.unbind(1), torch.full_like(tail[:, 0], math.log(others))]
 
-    def cubic(at: float) -> Tensor:
+    def cubic(at: float | Tensor) -> Tensor:
         weights = [math.prod((at - other) / (knot - other) for other in knots if other != knot) for knot in knots]
         return sum((weight * value for weight, value in zip(weights, values, strict=True)), torch.zeros_like(values[0]))
 
