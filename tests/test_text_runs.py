@@ -70,6 +70,18 @@ BAG = {"model": "text.bag", "options": {"width": 16, "buckets": 200}}
 TRAIN = {"epochs": 6, "batch_size": 32, "lr": 0.02}
 
 
+def test_a_pipeline_of_texts_on_a_table_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = made_up.sentences(120, seed=3)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    data = {"train": str(tmp_path / "rows.csv"), "label": "topic"}
+    teacher = {"source": pipeline(tmp_path, frame), "trust": True}
+    assert distill(monkeypatch, tmp_path, {"data": data, "teacher": teacher, "student": {"model": "tree"}}) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "U031" in told and "vectorizer of texts: name their column, data.text = 'COLUMN'" in told and "Traceback" not in told
+
+
 def test_a_pipeline_teaches_a_bag_and_its_file_reads_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,8 +120,10 @@ class SklearnTeacher:
         arranged = arrange(self.estimator, inputs)
         try:
             said = self._ask(arranged)
-        except (ValueError, TypeError) as error:
-            raise TeacherError(f"{self.name} cannot answer these rows: {error}", code="U031") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            wrong_kind = "DataFrame" in type(inputs).__name__ and _reads_texts(self.estimator)
+            hint = ". It begins with a vectorizer of texts: name their column, data.text = 'COLUMN'" if wrong_kind else ""
+            raise TeacherError(f"{self.name} cannot answer these rows: {error}{hint}", code="U031") from error
         if self._columns is not None and self.classes is not None:
             full = torch.full((len(said), len(self.classes)), float(np.log(FLOOR)), dtype=torch.float32)
             full[:, torch.from_numpy(self._columns)] = said
@@ -245,6 +247,11 @@ def _as_fitted(estimator: Any, inputs: Any) -> Any:
     import pandas as pd
 
     return pd.DataFrame(flat, columns=list(wanted))
+
+
+def _reads_texts(estimator: Any) -> bool:
+    steps = getattr(estimator, "steps", [("", estimator)])
+    return type(steps[0][1]).__name__.endswith("Vectorizer")
 
 
 def is_self_scoring(estimator: Any) -> bool:
