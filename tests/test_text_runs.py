@@ -250,6 +250,31 @@ def test_teachers_of_texts_keep_the_contract(tmp_path: Path) -> None:
     assert check_teacher(classifier, loaded.rows.inputs[:12]) == []
 
 
+def test_a_head_is_fitted_again_as_it_was_and_each_text_is_asked_once(tmp_path: Path) -> None:
+    loaded = rows_of(made_up.sentences(60), tmp_path, label="topic")
+    place = f"sentences:{made_up.encoder(tmp_path / 'encoder')}"
+    teacher = sentences.load(place, task=loaded.task, rows=loaded.rows, options={"strength": 0.5})
+    assert teacher.self_scoring, "its head has seen the training rows: they are answered out of fold"
+    train = loaded.rows.part("train")
+    assert train.labels is not None
+    same = teacher.refit(train.inputs, train.labels)
+    np.testing.assert_allclose(same.head.weight, teacher.head.weight, atol=1e-4)
+
+    asked: list[str] = []
+
+    class Counting:
+        def vectors(self, texts: np.ndarray) -> np.ndarray:
+            asked.extend(texts.ravel().tolist())
+            return teacher.encoder.vectors(texts)
+
+    remembered = sentences.Remembered(Counting())  # type: ignore[arg-type]
+    some = train.inputs[[3, 1, 3, 0]]
+    np.testing.assert_array_equal(remembered.vectors(some), remembered.vectors(some))
+    np.testing.assert_allclose(remembered.vectors(some), teacher.encoder.vectors(some), atol=1e-5)
+    assert asked == train.inputs[[3, 1, 0]].tolist()
+    assert remembered.vectors(some.reshape(2, 2)).shape[:2] == (2, 2)
+
+
 def test_a_head_on_two_classes_or_several_labels_says_what_scikit_learn_says(tmp_path: Path) -> None:
     vectors, rng = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32), np.random.default_rng(1)
     labels = (vectors[:, 0] + 0.3 * rng.normal(size=80) > 0).astype(np.int64)

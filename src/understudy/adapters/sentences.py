@@ -58,6 +58,7 @@ class Head:
     weight: Array
     bias: Array
     cosine: bool = False
+    strength: float = 10.0
 
     def __call__(self, vectors: Array) -> Tensor:
         said = features_of(vectors, cosine=self.cosine).astype(np.float64) @ self.weight + self.bias
@@ -65,23 +66,49 @@ class Head:
 
 
 @final
+class Remembered:
+    """An encoder that keeps the vector of each text, so that heads fitted on several parts of the rows ask for each text once."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        self.encoder = encoder
+        self._vectors: dict[str, Array] = {}
+
+    def vectors(self, texts: Array) -> Array:
+        """As the encoder gives them: float32 [rows, width], or [rows, 2, width] of pairs."""
+        flat = np.asarray(texts, dtype=object)
+        new = [text for text in dict.fromkeys(flat.ravel().tolist()) if text not in self._vectors]
+        self._vectors |= dict(zip(new, self.encoder.vectors(np.array(new, dtype=object)), strict=True))
+        if not flat.size:
+            return self.encoder.vectors(flat)
+        return np.stack([self._vectors[text] for text in flat.ravel()]).reshape(*flat.shape, -1)
+
+    def digest(self) -> str:
+        return self.encoder.digest()
+
+    def parameters(self) -> int:
+        return self.encoder.parameters()
+
+
+@final
 class SentenceTeacher:
     """A sentence encoder and its head behind the Teacher contract; it can be fitted again, which leaves the encoder as it is."""
 
-    def __init__(self, encoder: SentenceEncoder, head: Head, *, task: Task, name: str) -> None:
+    def __init__(self, encoder: SentenceEncoder | Remembered, head: Head, *, task: Task, name: str) -> None:
         self.encoder, self.head, self.task, self.name = encoder, head, task, name
         self.classes = task.classes or None
+        self._remembered = encoder if isinstance(encoder, Remembered) else Remembered(encoder)
 
     @property
     def self_scoring(self) -> bool:
-        return False
+        """Whether its head was fitted on the training rows, which it then scores too well; a cosine alone has two numbers."""
+        return not self.head.cosine
 
     def signals(self, inputs: Any) -> Signals:
         return {self.task.signal: self.head(self.encoder.vectors(inputs))}
 
     def refit(self, inputs: Any, labels: Array) -> SentenceTeacher:
-        head = fit_head(self.encoder.vectors(inputs), labels, self.task, strength=10.0)
-        return SentenceTeacher(self.encoder, head, task=self.task, name=self.name)
+        head = fit_head(self._remembered.vectors(inputs), labels, self.task, strength=self.head.strength)
+        return SentenceTeacher(self._remembered, head, task=self.task, name=self.name)
 
     def fingerprint(self) -> dict[str, str]:
         version = require("sentence_transformers", "sentences").__version__
@@ -111,10 +138,10 @@ def fit_head(vectors: Array, labels: Array, task: Task, *, strength: float) -> H
     features = features_of(vectors, cosine=cosine)
     if task.kind == "regression":
         line = (LinearRegression() if cosine else Ridge(alpha=1 / strength)).fit(features, labels[:, 0])
-        return Head(line.coef_.reshape(-1, 1).astype(np.float64), np.array([line.intercept_], dtype=np.float64), cosine)
+        return Head(line.coef_.reshape(-1, 1).astype(np.float64), np.array([line.intercept_], dtype=np.float64), cosine, strength)
     if task.kind == "multilabel":
         columns = [_binary(features, labels[:, column], strength) for column in range(labels.shape[1])]
-        return Head(np.stack([weight for weight, _ in columns], axis=1), np.array([bias for _, bias in columns]))
+        return Head(np.stack([weight for weight, _ in columns], axis=1), np.array([bias for _, bias in columns]), strength=strength)
     present = np.unique(labels)
     if len(present) < 2:
         raise TeacherError("the labelled training rows have one class: a head needs two", code="U410")
@@ -125,7 +152,7 @@ def fit_head(vectors: Array, labels: Array, task: Task, *, strength: float) -> H
         weight[:, present[1]], bias[present] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
     else:
         weight[:, present], bias[present] = fitted.coef_.T, fitted.intercept_
-    return Head(weight, bias)
+    return Head(weight, bias, strength=strength)
 
 
 def _binary(features: Array, labels: Array, strength: float) -> tuple[Array, float]:
@@ -147,16 +174,16 @@ def _fitted(encoder: SentenceEncoder, task: Task, rows: Rows, cache: Path | None
         raise TeacherError("a sentence encoder gives vectors, and its head needs labels: no training row has one (data.label)", code="U410")
     known = train.take(np.flatnonzero(there))
     assert known.labels is not None
-    said = digest(encoder.digest().encode(), known.keys.tobytes(), known.labels.tobytes(), repr((task, strength)).encode())
+    said = digest(encoder.digest().encode(), known.keys.tobytes(), known.labels.tobytes(), repr((task, strength, STRENGTHS)).encode())
     file = None if cache is None else cache / f"head-{said[:16]}.npz"
     if file is not None and file.is_file():
         with np.load(file) as kept:
-            return Head(kept["weight"], kept["bias"], bool(kept["cosine"]))
+            return Head(kept["weight"], kept["bias"], bool(kept["cosine"]), float(kept["strength"]))
     head = _best(encoder, task, known, rows.part("validation"), strength)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.part.npz")
-        np.savez(part, weight=head.weight, bias=head.bias, cosine=head.cosine)
+        np.savez(part, weight=head.weight, bias=head.bias, cosine=head.cosine, strength=head.strength)
         part.replace(file)
     return head
 
