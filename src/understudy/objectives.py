@@ -126,6 +126,7 @@ class Objective(nn.Module):
         if len(set(names)) < len(names):
             raise RecipeError(f"two terms have one name: {', '.join(names)}. Give each its own", code="U075")
         self.terms = nn.ModuleList(given)
+        self._given = tuple(given)  # the same ones, without a search among submodules at every step
         self.moves = any(term.moves for term in given)
         self.remembers = any(isinstance(term, OnContrast) for term in given)
         if not self.active:
@@ -136,8 +137,8 @@ class Objective(nn.Module):
         """The terms that are computed: those of weight 0 for good are not."""
         return [term for term in self._all() if term.weight or term.plan is not None]
 
-    def _all(self) -> list[Term]:
-        return [term for term in self.terms if isinstance(term, Term)]
+    def _all(self) -> tuple[Term, ...]:
+        return self._given
 
     @property
     def reads(self) -> tuple[str, ...]:
