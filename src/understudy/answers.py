@@ -318,7 +318,8 @@ def _lacking(teacher: Sequence[str], data: Sequence[str]) -> TeacherError:
     first = lacks[0] if lacks else data[0]
     return TeacherError(
         f"{count}the teacher has no class {first!r}; {did_you_mean(str(first), teacher)}\n" + "\n".join(lines) + "\n"
-        "Name the teacher's columns with the data's words in teacher.classes, or retrain the teacher's head",
+        "Name the teacher's columns with the data's words in teacher.classes, correct a label that is misspelt, "
+        "or retrain the teacher's head",
         code="U010",
     )
 

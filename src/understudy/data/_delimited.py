@@ -82,6 +82,16 @@ def records(text: str, name: str) -> tuple[list[int], list[int]]:
     return lines, counts
 
 
+def header_and_lines(text: str, name: str) -> tuple[list[str], list[int]]:
+    """The column names, and the first line of every record, the header's too. DataError U103 to U105 for what is no table."""
+    lines, counts = records(text, name)
+    if not lines:
+        raise DataError(f"{name} is empty", code="U105")
+    header = header_of(text, name)
+    check_shape(name, header, lines, counts)
+    return header, lines
+
+
 def header_of(text: str, name: str) -> list[str]:
     """The column names; an empty one, as of a saved index, is called as pandas calls it."""
     first = next(record for record in csv.reader(io.StringIO(text, newline=""), skipinitialspace=True) if any(f.strip() for f in record))

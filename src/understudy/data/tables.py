@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from understudy.data._delimited import MOJIBAKE, check_shape, check_there, decode, header_of, is_number, records
+from understudy.data._delimited import MOJIBAKE, check_there, decode, header_and_lines, is_number
 from understudy.data._source import Source, check_columns, place, take_apart
 from understudy.errors import DataError, Problem
 
@@ -63,11 +63,7 @@ def _read_parquet(path: Path) -> tuple[pd.DataFrame, Array]:
 
 def _read_csv(path: Path, encoding: str, as_text: Iterable[str]) -> tuple[pd.DataFrame, Array]:
     text = decode(path, encoding)
-    lines, counts = records(text, path.name)
-    if not lines:
-        raise DataError(f"{path.name} is empty", code="U105")
-    header = header_of(text, path.name)
-    check_shape(path.name, header, lines, counts)
+    header, lines = header_and_lines(text, path.name)
     if len(lines) == 1:
         raise DataError(f"{path.name} has a header and no rows", code="U106")
     try:

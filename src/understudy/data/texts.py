@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from understudy.data._delimited import MOJIBAKE, check_shape, check_there, decode, header_of, records
+from understudy.data._delimited import MOJIBAKE, check_there, decode, header_and_lines
 from understudy.data._files import by_folders
 from understudy.data._source import Source, check_columns, place, split_words
 from understudy.errors import DataError, Problem, did_you_mean
@@ -95,11 +95,7 @@ def _read_file(path: Path, encoding: str) -> tuple[pd.DataFrame, Array]:
 def _read_csv(path: Path, encoding: str) -> tuple[pd.DataFrame, Array]:
     """Every cell as the text it is: `7`, `NA` and `null` are texts."""
     text = decode(path, encoding)
-    lines, counts = records(text, path.name)
-    if not lines:
-        raise DataError(f"{path.name} is empty", code="U105")
-    header = header_of(text, path.name)
-    check_shape(path.name, header, lines, counts)
+    header, lines = header_and_lines(text, path.name)
     try:
         frame = pd.read_csv(
             io.BytesIO(text.encode("utf-8")),
