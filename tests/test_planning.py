@@ -12,8 +12,9 @@ from rich.console import Console
 
 from understudy import pipeline
 from understudy.errors import RecipeError
+from understudy.make.rows import load_rows
 from understudy.measuring import scorecard as cards
-from understudy.planning import refused
+from understudy.planning import Probed, foretold, refused
 from understudy.recipe import Recipe, parse
 from understudy.stages._run import Run
 
@@ -53,6 +54,16 @@ def test_a_plan_says_what_comes_and_the_scorecard_how_far_off_it_was(tmp_path: P
     # seconds depend on what else the machine does: that they are there, and are those of the cards, is what can be asserted
     seconds = json.loads((tmp_path / "run" / "seed-0" / "student" / "card.json").read_text(encoding="utf-8"))["seconds"]
     assert found["student"]["came"] == pytest.approx(seconds)
+
+
+def test_a_control_is_planned_with_the_epochs_that_give_it_as_many_steps(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, rows={"synthetic": 2}, train={"epochs": 8}, teaching={})
+    run = Run(recipe, tmp_path, QUIET)
+    run.loaded = load_rows(recipe)
+    seconds, fixed = {"teacher": 1.0, "teaching": 1.0, "student": 3.0, "control": 1.0}, {"teacher": 0.0, "student": 0.0, "control": 0.0}
+    parts = foretold(run, [Probed(1257, 540, 1, 1, seconds, fixed, 9.0)])["parts"]
+    assert parts["student"] == pytest.approx(8 * 3.0)
+    assert parts["control"] == pytest.approx(26 * 1.0)  # 29 batches of all rows in 8 epochs, 9 batches of the rows alone
 
 
 def test_another_recipe_is_not_held_against_the_plan(tmp_path: Path) -> None:

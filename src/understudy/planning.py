@@ -22,6 +22,7 @@ from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.errors import Problem, RecipeError
 from understudy.exporting import artifact
+from understudy.make.lessons import with_steps_of
 from understudy.make.rows import encode
 from understudy.recipe import Recipe
 from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
@@ -184,8 +185,12 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     if recipe.teacher.train is not None:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
     parts["teaching"] = at_whole([each.seconds["teaching"] for each in found])
-    for part in ("student", "control"):
-        parts[part] = training(part, recipe.train.epochs * recipe.train.stop, seeds)
+    train = run.rows.part("train")
+    alone = 0 if train.labels is None else int(run.task.labelled(train.labels).sum())
+    # the control takes as many steps as the student, in more epochs of its fewer rows
+    as_many = with_steps_of(recipe.train, alone, rows * (1 + recipe.rows.synthetic)) if alone else recipe.train
+    for part, options in (("student", recipe.train), ("control", as_many)):
+        parts[part] = training(part, options.epochs * options.stop, seeds)
         if recipe.train.max_time is not None and parts[part]:
             parts[part] = recipe.train.max_time * seeds
     probed = {"rows": [each.rows for each in found], "seconds": sum(each.whole for each in found)}
