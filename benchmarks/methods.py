@@ -64,6 +64,9 @@ WTTM = {"loss": "logits.weighted_transformed_teacher", "weight": 4.0}
 DIST = {"loss": "correlations.correlation", "weight": 2.0, "options": {"temperature": 4.0}}
 PKT = {"loss": "relations.probabilistic_transfer", "weight": 30000.0}
 CRD = {"loss": "contrastive.contrastive_representation", "weight": 0.8, "options": {"negatives": 1024}}
+NKD = {"loss": "logits.normalized"}
+VID = layered("layers.variational_information", 1.0, STAGES, connector="convolution")
+REVIEW = layered("layers.hierarchical_context", rising(1.0), STAGES, connector="attention")
 FIRST = {**HARD, "weight": 0.1}
 
 METHODS: dict[str, list[dict[str, Any]]] = {
@@ -72,7 +75,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "soft target, 1 and 1": [HARD, SOFT],
     "LSKD": [FIRST, {"loss": "logits.standardized", "weight": 9.0, "options": {"temperature": 2.0}}],
     "DKD": [HARD, {"loss": "logits.decoupled", "weight": rising(1.0)}],
-    "NKD": [HARD, {"loss": "logits.normalized"}],
+    "NKD": [HARD, NKD],
     "DIST": [HARD, DIST],
     "WTTM": [HARD, WTTM],
     "FitNets": [HARD, HINT],
@@ -80,15 +83,17 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "SP": [HARD, layered("relations.similarity_preserving", 3000.0, STAGES[2:])],
     "RKD": [HARD, {"loss": "relations.relational_distance", "weight": 25.0}, {"loss": "relations.relational_angle", "weight": 50.0}],
     "PKT": [HARD, PKT],
-    "VID": [HARD, layered("layers.variational_information", 1.0, STAGES, connector="convolution")],
+    "VID": [HARD, VID],
     "CRD": [HARD, CRD],
-    "ReviewKD": [HARD, layered("layers.hierarchical_context", rising(1.0), STAGES, connector="attention")],
+    "ReviewKD": [HARD, REVIEW],
     "SimKD": [layered("layers.feature_alignment", 1.0, STAGES[2:], connector="convolution")],
     "DML": [],
     "TAKD": [FIRST, {**SOFT, "weight": 0.9}],
     "mixture: soft target + AT": [HARD, SOFT, AT],
     "mixture: WTTM + DIST": [HARD, WTTM, DIST],
     "mixture: soft target + PKT": [HARD, SOFT, PKT],
+    "mixture: NKD + VID": [HARD, NKD, VID],
+    "mixture: NKD + ReviewKD": [HARD, NKD, REVIEW],
     "CA-MKD": [
         HARD,
         {"loss": "logits.ensemble_soft_target", "options": {"temperature": 4.0, "teachers": ["1", "2", "3"], "weigh": "confidence"}},
@@ -131,13 +136,14 @@ PAIRS = {
     "cifar": Pair(
         "cifar100",
         ("cifar100_train.npz", "cifar100_test.npz"),
-        5_000,
+        10_000,
         "methods:resnet",
         {"depth": 20},
         {"depth": 14},
         {"depth": 8},
-        {**PROTOCOL, "epochs": 8, "augment": {"shift": 4, "flip": True}},
-        teacher_epochs=16,
+        {**PROTOCOL, "epochs": 12, "augment": {"shift": 4, "flip": True}},
+        teacher_epochs=20,
+        views=6,
     ),
 }
 
