@@ -102,6 +102,16 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 """Name -> terms. DML has none of its own (`train_cohort`), TAKD hears an assistant; of the mixtures the best on validation rows
 after one seed goes on."""
 
+GRID: dict[str, list[dict[str, Any]]] = {
+    f"soft target, alpha {alpha:g}, T = {temperature:g}": [
+        *([{**HARD, "weight": 1 - alpha}] if alpha < 1 else []),
+        {"loss": "logits.soft_target", "options": {"temperature": temperature}, "weight": alpha},
+    ]
+    for alpha in (0.3, 0.5, 0.9, 1.0)
+    for temperature in (1.0, 2.0, 4.0, 8.0)
+}
+"""The soft target in sixteen ways, for `--grid`."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -359,7 +369,7 @@ def run(bench: Bench, speakers: Speakers, method: str, seed: int) -> dict[str, A
         modules = [each.module for each in others if each.module is not None]
         train_cohort(modules, objective, bench.data(None), task=bench.task, options=bench.said.train, seed=seed, progress=False)
     else:
-        whole = bench.recipe_of(METHODS[method])
+        whole = bench.recipe_of((METHODS | GRID)[method])
         objective = build_objective(whole, bench.task, bench.rows.labels)
         inputs = bench.rows.inputs[:4]
         if objective.reads_layers:
@@ -423,6 +433,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many")
     parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out")
+    parser.add_argument("--grid", action="store_true", help="the soft target at each alpha and temperature instead of the methods")
     parser.add_argument("--table", action="store_true")
     said = parser.parse_args()
     pair, folder, file = PAIRS[said.pair], said.to / said.pair, said.to / f"{said.pair}.jsonl"
@@ -434,7 +445,7 @@ def main() -> None:
     prepared(pair, said.root, folder)
     bench = Bench(pair, folder)
     speakers = Speakers(bench)
-    for method, seed in missing(file, said.seeds, [name for name in METHODS if name not in said.skip]):
+    for method, seed in missing(file, said.seeds, [name for name in (GRID if said.grid else METHODS) if name not in said.skip]):
         if time.perf_counter() - started > 60 * said.minutes:
             break
         noted(file, run(bench, speakers, method, seed))
