@@ -74,3 +74,27 @@ def test_a_live_teacher_reads_the_same_noise_as_the_student(tmp_path: Path) -> N
     assert list(heard[-1]["c"]) == list(train.inputs["c"].iloc[[5, 2, 40]])
     assert not np.allclose(heard[-1]["a"], train.inputs["a"].iloc[[5, 2, 40]])
     torch.testing.assert_close(batch.teacher["logits"], FakeTeacher(loaded.task).signals(heard[-1])["logits"])
+
+
+def test_only_so_many_training_rows_keep_their_labels(tmp_path: Path) -> None:
+    frame(200, 0).to_csv(tmp_path / "train.csv", index=False)
+    asked = said(tmp_path, train="train.csv") | {"split": {"validation": 0.2, "test": 0.2}}
+    whole, few = (load_rows(parse(asked | more)) for more in ({}, {"rows": {"labelled": 20}}))
+    assert (whole.rows.keys == few.rows.keys).all()
+    before, after = whole.rows.part("train").labels, few.rows.part("train").labels
+    assert before is not None and after is not None
+    kept = after >= 0
+    assert kept.sum() == 20 and (after[kept] == before[kept]).all()
+    assert abs(before.mean() - after[kept].mean()) < 0.06  # the same share of each class
+    for part in ("validation", "test"):
+        assert np.array_equal(whole.rows.part(part).labels, few.rows.part(part).labels)  # type: ignore[arg-type]
+    for count, told in ((120, "120 training rows have a label"), (1, "less than one of each of the 2 classes")):
+        with pytest.raises(DataError, match=f"U530 .*{told}"):
+            load_rows(parse(asked | {"rows": {"labelled": count}}))
+
+
+def test_values_are_forgotten_too(tmp_path: Path) -> None:
+    table = frame(200, 0).assign(y=lambda rows: rows.a * 2 + 1)
+    table.to_csv(tmp_path / "train.csv", index=False)
+    labels = load_rows(parse(said(tmp_path, train="train.csv") | {"rows": {"labelled": 30}})).rows.part("train").labels
+    assert labels is not None and np.isfinite(labels).sum() == 30

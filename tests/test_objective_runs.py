@@ -22,7 +22,7 @@ from understudy.losses.tokens import forward_kl
 from understudy.objectives import Objective
 from understudy.recipe import OptimizerSection, parse
 from understudy.signals import Batch
-from understudy.stages import _speaker, teaching
+from understudy.stages import teaching
 from understudy.tasks import Task
 from understudy.training._momenta import SeparateMomenta
 from understudy.training.gradient import TrainingSet, train
@@ -488,7 +488,7 @@ def test_layers_count_towards_the_size_of_a_shard_and_the_room_that_is_needed(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(_speaker, "SHARD_BYTES", 100 * 4 * (10 + 16 * 4 * 4))  # 100 rows of 10 answers and a map
+    monkeypatch.setattr("understudy.teaching.SHARD_BYTES", 100 * 4 * (10 + 16 * 4 * 4))  # 100 rows of 10 answers and a map
     monkeypatch.setattr(teaching, "check_disk", lambda folder, needed: asked.append(needed) or [])
     taught(pictures(digits, tmp_path / "run", objective={"terms": [CE, HINT]}))
     manifest = json.loads((tmp_path / "run" / "transfer" / "training" / "manifest.json").read_text())

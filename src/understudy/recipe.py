@@ -276,10 +276,12 @@ class FurtherSection(Section):
 
 
 class RowsSection(Section):
-    """Rows beyond the given ones."""
+    """Rows without labels, among the given ones and beyond them."""
 
+    labelled: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="keep the labels of so many training rows, as many of each class as before; the teacher labels the others"
+    )
     unlabelled: list[FurtherSection] = Field(default_factory=list, description="texts that the teacher labels, beside the training rows")
-
     synthetic: int = Field(0, ge=0, description="teacher-labelled synthetic rows per training row (MUNGE)")
     swap: float = Field(0.5, ge=0, le=1, description="MUNGE: chance to take a cell from the nearest neighbour")
     local_variance: float = Field(1.0, gt=0, description="MUNGE: larger means less noise")

@@ -69,6 +69,16 @@ class Refittable(Protocol):
 
 
 @runtime_checkable
+class Layered(Protocol):
+    """A teacher whose signals may hold what its layers give, which can be thousands of numbers a row."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Whose outputs it gives beside its answers."""
+        ...
+
+
+@runtime_checkable
 class Remote(Protocol):
     """A teacher asked over a network: it says first what it will cost, and may have no answer to a row (NaN in every column)."""
 
@@ -386,6 +396,12 @@ class Ensemble:
             raise TeacherError(f"the ensemble's members give different shapes: {shapes}; name their classes", code="U010")
         own = {f"teachers/{name}/{self.task.signal}": answer for name, answer in zip(self.names, said, strict=False)}
         return {self.task.signal: self.together(torch.stack(said)), **own, **layers}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Those of all members, as `teachers/NAME/LAYER`."""
+        named = zip(self.names, self.members, strict=False)  # without names they say no layers
+        return tuple(f"teachers/{name}/{layer}" for name, member in named if isinstance(member, Layered) for layer in member.layers)
 
     def giving(self, members: Mapping[str, Teacher]) -> Ensemble:
         """The same ensemble with other voices of some named members, which say layers too: `teachers/NAME/features/<layer>`."""

@@ -30,7 +30,7 @@ from understudy.store.encodings import Dense, Encoding, StoredType, choose, lost
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
-from understudy.teachers import Refittable, Teacher, check_missing, comparable, digest, max_missing, take
+from understudy.teachers import Layered, Refittable, Teacher, check_missing, comparable, digest, max_missing, take
 
 SHARD_BYTES = 2**26
 """Answers are gathered in memory, as float32, until a shard is written."""
@@ -115,8 +115,8 @@ def teach(
     bad: list[int] = []
     allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
-        shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * task.outputs * (FRAMES if task.kind == "recognition" else 1))))
         asked = _missing(rows.keys, writer.keys)
+        shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * _numbers(teacher, rows, task, asked))))
         chunks = [asked[start : start + shard_rows] for start in range(0, len(asked), shard_rows)]
 
         def store(chunk: Integers, parts: list[Signals]) -> None:
@@ -168,6 +168,13 @@ def _settle(
     encoding = writer.encoding or choose(answers, known, temperature=temperature, most=most)
     figures = {name: float(f"{value:.3g}") for name, value in lost(encoding, answers, known, temperature=temperature).items()}
     writer.settle(encoding, figures | {"rows": len(known), "bytes_per_row": encoding.bytes_per_row(task.outputs)})
+
+
+def _numbers(teacher: Teacher, rows: Rows, task: Task, asked: Integers) -> int:
+    """How many a row's answer has; where layers are said too, one row is asked to see it."""
+    if isinstance(teacher, Layered) and teacher.layers and len(asked):
+        return sum(value.numel() for value in answer(teacher, take(rows.inputs, asked[:1]), task).values())
+    return task.outputs * (FRAMES if task.kind == "recognition" else 1)
 
 
 def _missing(keys: Integers, there: Integers) -> Integers:

@@ -77,6 +77,7 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     parts = {part: _rows(source, labels[part], sources["train"]) for part, source in sources.items()}
     rows = _split(recipe, parts, task)
     rows, more = _without_overlap(rows, said.overlap)
+    rows = rows if recipe.rows.labelled is None else _labelled(rows, task, recipe.rows.labelled, recipe.split.seed)
     fitted = _encoder(recipe, rows.part("train"))
     return Loaded(rows, task, fitted, (*problems, *more, *_cut(rows, fitted)), said.rate, recipe, cache)
 
@@ -319,6 +320,23 @@ def _split(recipe: Recipe, parts: dict[str, Rows], task: Task) -> Rows:
         test_part=said.test,
         seed=said.seed,
     )
+
+
+def _labelled(rows: Rows, task: Task, count: int, seed: int) -> Rows:
+    """Rows of which so many training rows keep their labels, drawn within classes (or quantiles); validation and test keep theirs."""
+    train = np.flatnonzero(rows.split == "train")
+    known = train[:0] if rows.labels is None or task.kind == "matching" else train[task.labelled(rows.labels[train])]
+    if count >= len(known):
+        raise DataError(
+            f"rows.labelled = {count:,}, and {len(known):,} training rows have a label; leave it out or take fewer", code="U530"
+        )
+    if count < len(task.classes):
+        raise DataError(f"rows.labelled = {count} is less than one of each of the {len(task.classes)} classes", code="U530")
+    drawn = splitting.split_rows(replace(rows.take(known), split=None), task, validation=count / len(known), test=0.0, seed=seed)
+    assert rows.labels is not None
+    labels = rows.labels.copy()
+    labels[known[drawn.split != "validation"]] = -1 if np.issubdtype(labels.dtype, np.integer) else np.nan
+    return replace(rows, labels=labels)
 
 
 def _without_overlap(rows: Rows, overlap: str) -> tuple[Rows, list[Problem]]:

@@ -11,7 +11,6 @@ from understudy.objectives import Objective
 from understudy.stages._run import Run, first_inputs
 from understudy.students.student import Student
 from understudy.teachers import Teacher
-from understudy.teaching import SHARD_BYTES
 
 
 def wire_layers(run: Run, objective: Objective, *, pupil: Student | None = None, teacher: Teacher | None = None) -> None:
@@ -54,8 +53,3 @@ def numbers_of(run: Run) -> int:
         return run.task.outputs * (1 + (len(run.ensemble.names) if run.ensemble is not None else 0))
     said = run.speaker.signals(first_inputs(run.rows.part("train"), 1))
     return sum(value[0].numel() for value in said.values())
-
-
-def shard_rows_of(run: Run) -> int:
-    """Rows of a shard, fewer than were asked for where layers would make it pass 64 MB."""
-    return max(1, min(run.recipe.teaching.shard_rows, SHARD_BYTES // (run.views * 4 * numbers_of(run))))

@@ -18,7 +18,7 @@ from understudy.measuring import scorecard as cards
 from understudy.pools import Pool
 from understudy.signals import is_answered
 from understudy.stages._run import Run, answered_rows, join_rows, size_of
-from understudy.stages._speaker import numbers_of, shard_rows_of, wire_layers
+from understudy.stages._speaker import numbers_of, wire_layers
 from understudy.store.transfer_set import TransferSet
 from understudy.teachers import Refittable, remotes
 from understudy.teaching import out_of_fold, reask, teach
@@ -59,7 +59,7 @@ def teach_rows(run: Run) -> None:
     if not live:
         spec = None if run.seen is None else run.seen.spec
         stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
-        views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec, "shard_rows": shard_rows_of(run)}
+        views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec, "shard_rows": said.shard_rows}
         run.taught = teach(run.speaker, asked, folder / "training", folds=folds, **views, **stored, **options)
     run.held_out = teach(run.teacher, rest, folder / "held_out", shard_rows=said.shard_rows, **options)
     _same_accuracy(run)

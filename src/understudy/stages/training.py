@@ -33,7 +33,7 @@ from understudy.recipe import ObjectiveSection, Recipe
 from understudy.signals import Signals
 from understudy.stages._fitting import count_of, fit_network, parameters_of, told_figures, validation_of
 from understudy.stages._run import Run, first_inputs, join_rows, write_json
-from understudy.stages._speaker import shard_rows_of, wire_layers
+from understudy.stages._speaker import wire_layers
 from understudy.students.student import Student
 from understudy.teachers import Ensemble, Teacher
 from understudy.teaching import teach
@@ -209,7 +209,7 @@ def _hear(run: Run, folder: Path) -> None:
         task=run.task,
         batch_size=said.batch_size,
         dtype=said.dtype,
-        shard_rows=shard_rows_of(run),
+        shard_rows=run.recipe.teaching.shard_rows,
         pool=run.pool,
         views=run.views,
         augment=run.seen,
