@@ -27,6 +27,7 @@ from understudy.errors import TeacherError, TransferSetError
 from understudy.pools import Pool
 from understudy.signals import Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, StoredType, choose, lost
+from understudy.store.mirror import Mirror, cache_folder, is_address
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
@@ -77,6 +78,7 @@ def teach(
     view_spec: dict[str, Any] | None = None,
     folds: OutOfFold | None = None,
     pool: Pool | None = None,
+    mirror: str | None = None,
     progress: bool = True,
 ) -> TransferSet:
     """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
@@ -91,7 +93,12 @@ def teach(
     row: it is stored as NaN, and refused (U335) when there are more of them than the teacher's `max_missing`.
 
     With a `pool` the rows of each shard are asked by one of its workers, which all hold the teacher; the files are the same.
+
+    `mirror` is an address of fsspec (`s3://bucket/set`) where each file is copied as soon as it is whole, and from which teaching
+    goes on on another machine. An address as `to` is that, beside a folder in the cache.
     """
+    if is_address(to):
+        to, mirror = cache_folder(str(to)), str(to)
     if views > 1 and (augment is None or folds is not None):
         raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
     if isinstance(encoding, Encoding) and encoding.sparse and not task.single_label:
@@ -112,6 +119,7 @@ def teach(
         "view_spec": view_spec,
     }
     spec["encoding"] = encoding
+    spec["mirror"] = None if mirror is None else Mirror(mirror)
     bad: list[int] = []
     allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
