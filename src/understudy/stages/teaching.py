@@ -131,7 +131,9 @@ def _take_stored(run: Run, there: dict[str, TransferSet], asked: Rows, rest: Row
         one.positions(rows.keys)
     run.taught, run.held_out = taught, there["held_out"]
     _same_accuracy(run)
-    run.say("taught", f"before, by {taught.teacher}: {len(asked) + len(rest):,} rows found in {run.recipe.teacher.source}; no teacher is needed")
+    run.say(
+        "taught", f"before, by {taught.teacher}: {len(asked) + len(rest):,} rows found in {run.recipe.teacher.source}; no teacher is needed"
+    )
 
 
 def _loss_of(taught: TransferSet) -> str:

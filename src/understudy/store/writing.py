@@ -30,7 +30,7 @@ from understudy.store._shards import (
     write_json,
     write_shard,
 )
-from understudy.store.encodings import Dense, Encoding, StoredType, from_spec
+from understudy.store.encodings import Dense, Encoded, Encoder, Encoding, StoredType, from_spec
 from understudy.store.mirror import Mirror
 from understudy.tasks import Task
 
@@ -106,18 +106,22 @@ class TransferWriter:
 
     def write(self, keys: np.ndarray[Any, Any], fold: np.ndarray[Any, Any], signals: dict[str, Tensor]) -> None:
         """Store these rows as one shard, which is on the disk when this returns."""
+        self.keep(keys, fold, self.encoder(signals, keys))
+
+    @property
+    def encoder(self) -> Encoder:
+        """How signals become what is stored, wherever that is done."""
         assert self.encoding is not None
+        return Encoder(self.task, self.encoding, self.dtype, int(self._plan["views"]["count"]))
+
+    def keep(self, keys: np.ndarray[Any, Any], fold: np.ndarray[Any, Any], encoded: Encoded) -> None:
+        """The same with what was encoded before."""
         number = next(n for n in range(len(self._entries) + 1) if n not in self._entries)
-        tensors: dict[str, Tensor] = {}
-        shapes: dict[str, Any] = {}
-        for name, value in signals.items():
-            encoding = self.encoding if self._is_answer(name, value) else Dense(str(self._type_of(value)).removeprefix("torch."))  # type: ignore[arg-type]
-            tensors |= {name + ending: column for ending, column in self._encoded(encoding, value.detach(), keys).items()}
-            shapes[name] = {"shape": list(value.shape[2 if self._views > 1 else 1 :]), "encoding": encoding.spec}
         if not self._shapes or not self._planned:
-            self._shapes = self._shapes or shapes
+            self._shapes = self._shapes or encoded.signals
             write_json(self.folder / PLAN, self._noted())
             self._planned = True
+        tensors = dict(encoded.columns)
         tensors |= {KEYS: torch.from_numpy(np.ascontiguousarray(keys)), FOLD: torch.from_numpy(np.asarray(fold, dtype=np.int8))}
         (self.folder / MANIFEST).unlink(missing_ok=True)
         if self.mirror is not None:
@@ -126,24 +130,6 @@ class TransferWriter:
         self._entries[number] = write_shard(self.folder / shard_name(number), tensors, self._note())
         if self.mirror is not None:
             self.mirror.put(self.folder / shard_name(number))
-
-    @property
-    def _views(self) -> int:
-        return int(self._plan["views"]["count"])
-
-    def _is_answer(self, name: str, value: Tensor) -> bool:
-        return name.rpartition("/")[2] == self.task.signal and value.shape[-1] == self.task.outputs
-
-    def _type_of(self, value: Tensor) -> torch.dtype:
-        return self.dtype if value.is_floating_point() else value.dtype
-
-    def _encoded(self, encoding: Encoding, value: Tensor, keys: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-        if not encoding.sparse:
-            return {"": encoding.encode(value, keys)[""].contiguous()}
-        if self._views == 1:
-            return {ending: column.contiguous() for ending, column in encoding.encode(value, keys).items()}
-        views = [encoding.encode(value[:, view], keys, view) for view in range(self._views)]
-        return {ending: torch.stack([view[ending] for view in views], dim=1) for ending in encoding.endings}
 
     def _noted(self) -> dict[str, Any]:
         """The plan with what was settled on the way."""
