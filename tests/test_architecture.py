@@ -56,7 +56,7 @@ ROW = {
 DOORS = {"__init__", "__main__"}
 """The public names and `python -m understudy`: they may import anything; the command line alone asks for the version."""
 
-SHAPES = {"data.rows", "make.rows", "store.encodings", "students.student", "students.preprocessing", "training.gradient"}
+SHAPES = {"data.rows", "make.rows", "store.encodings", "store.mirror", "students.student", "students.preprocessing", "training.gradient"}
 """Modules that the siblings of a family may share although their names have no underscore."""
 
 CORE = {
@@ -87,11 +87,12 @@ FOREIGN_OUTSIDE_ADAPTERS = {
     ("data.audio", "soundfile"),
     ("data.tokenizing", "tokenizers"),
     ("exporting.predict_template", "tokenizers"),
+    ("store.mirror", "fsspec"),
     ("students.student", "skops"),
     ("students.trees", "lightgbm"),
     ("training._journal", "torch.utils.tensorboard"),
 }
-"""(module, package): the exceptions, each because rows, the student or its log, not a teacher, are made with that package."""
+"""(module, package): the exceptions, each because rows, answers, the student or its log, not a teacher, are made with that package."""
 
 HEAVY = {"accelerate", "lightgbm", "onnx", "onnxruntime", "pandas", "pyarrow", "scipy", "sklearn", "timm", "torch", "xgboost"}
 

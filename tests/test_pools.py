@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from test_teaching import TASK, contents, make_rows
 from understudy.errors import RecipeError, TeacherError, TransferSetError
 from understudy.pools import Processes
 from understudy.recipe import parse
+from understudy.store.encodings import Sampled, TopK
+from understudy.tasks import Task
 from understudy.teachers import CallableTeacher, TorchTeacher
 from understudy.teaching import teach
 
@@ -83,6 +87,63 @@ def test_a_run_is_not_written_into_an_object_store(tmp_path: Path) -> None:
         pipeline.distill(recipe)
     with pytest.raises(RecipeError, match=r"U464 --on 'k8s'"):
         pipeline.distill(recipe.model_copy(update={"out": str(tmp_path)}), on="k8s")
+
+
+class Mailed:
+    """A pool of this process: work, items and what comes of them go through bytes as they do to others."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def map(self, work: Any, items: Any) -> Iterator[Any]:
+        there = pickle.loads(pickle.dumps(work))
+        for item in items:
+            said = pickle.dumps(there(pickle.loads(pickle.dumps(item))))
+            self.sizes.append(len(said))
+            yield pickle.loads(said)
+
+
+WIDE = Task("multiclass", tuple(f"c{number}" for number in range(300)))
+
+
+def wide() -> TorchTeacher:
+    torch.manual_seed(0)
+    return TorchTeacher(torch.nn.Linear(4, 300), task=WIDE, classes=None, prepare=as_floats, batch_size=16)
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", TopK(4), Sampled(4, 4), "auto"], ids=str)
+@pytest.mark.parametrize("views", [1, 2])
+def test_workers_encode_what_they_say(tmp_path: Path, stored: Any, views: int) -> None:
+    rows = make_rows()
+    dtype = {"dtype": stored} if stored in ("float16", "bfloat16") else {"encoding": stored}
+    options: dict[str, Any] = {"task": WIDE, "batch_size": 16, "shard_rows": 30, "views": views, "augment": shifted, **dtype}
+    teach(wide(), rows, tmp_path / "one", **options)
+    pool = Mailed()
+    teach(wide(), rows, tmp_path / "two", pool=pool, **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    # what is sent is what is stored: far less than every number in full
+    assert sum(pool.sizes) < 1.3 * sum(len(said) for name, said in contents(tmp_path / "two").items() if name.startswith("shard"))
+    assert sum(pool.sizes) < 0.6 * 4 * 300 * 100 * views
+
+
+def not_a_number(inputs: Any) -> Any:
+    said = inputs[:, :3].copy()
+    said[inputs[:, 0] > 1.5] = np.nan
+    return said
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_workers_tell_of_rows_that_cannot_be_stored(tmp_path: Path, bad: bool) -> None:
+    rows, teacher = make_rows(), CallableTeacher(not_a_number, task=TASK, output="logits")
+    if bad:
+        first = np.lexsort((rows.keys[:, 1], rows.keys[:, 0]))[0]
+        rows.inputs[first, 0] = 3.0  # among the rows that are asked first, too
+    told = []
+    for name, pool in (("one", None), ("two", Mailed())):
+        with pytest.raises(TeacherError, match=r"U006 \d+ of 100 teacher rows are NaN") as raised:
+            teach(teacher, rows, tmp_path / name, task=TASK, dtype="float16", batch_size=5, shard_rows=10, pool=pool)
+        told.append(str(raised.value))
+    assert told[0] == told[1] and contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 SLOW = """

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from understudy.errors import TeacherError
 from understudy.pools import Pool, in_order
-from understudy.signals import Signals
+from understudy.signals import Signals, is_answered
+from understudy.store.encodings import Encoded, Encoder
 from understudy.tasks import Task
-from understudy.teachers import Teacher, batches_itself, signals_at, take
+from understudy.teachers import Teacher, batches_itself, max_missing, signals_at, take
 
 Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -33,19 +34,54 @@ AHEAD = 2
 
 @final
 @dataclass(frozen=True)
+class Sent:
+    """What a worker sends of its rows: tensors as bytes and their types, and how they are encoded, None of whole answers.
+
+    `wrong` marks the rows that cannot be stored; then nothing else is sent.
+    """
+
+    wrong: np.ndarray[Any, np.dtype[np.bool_]]
+    tensors: dict[str, tuple[np.ndarray[Any, Any], torch.dtype]]
+    signals: dict[str, Any] | None
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The tensors themselves."""
+        found = {name: (array if array.flags.writeable else array.copy(), dtype) for name, (array, dtype) in self.tensors.items()}
+        return {name: torch.from_numpy(array).view(dtype) for name, (array, dtype) in found.items()}
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """What is stored of one chunk of rows; `wrong` marks those that cannot be, and then nothing is."""
+
+    wrong: np.ndarray[Any, np.dtype[np.bool_]]
+    encoded: Encoded
+
+
+@final
+@dataclass(frozen=True)
 class Questions:
-    """A teacher and how it is asked; called with (inputs, keys) it gives the answers to all of them, as arrays."""
+    """A teacher and how it is asked; called with (inputs, keys) it gives what is `Sent` of them: encoded where that is decided."""
 
     teacher: Teacher
     task: Task
     batch_size: int
     views: int = 1
     augment: Augment | None = None
+    encoder: Encoder | None = None
 
-    def __call__(self, item: tuple[Any, Integers]) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, item: tuple[Any, Integers]) -> Sent:
         inputs, keys = item
-        parts = next(answers(self, inputs, keys, [np.arange(len(keys))]))
-        return {name: value.numpy() for name, value in joined(parts).items()}
+        said = joined(next(answers(self, inputs, keys, [np.arange(len(keys))])))
+        if self.encoder is None:
+            return Sent(np.zeros(len(keys), dtype=bool), _packed(said), None)
+        wrong = not_finite(said, self.encoder.dtype, unanswered=max_missing(self.teacher) > 0)
+        if wrong.any():
+            return Sent(wrong, {}, {})
+        encoded = self.encoder(said, keys)
+        return Sent(wrong, _packed(encoded.columns), encoded.signals)
 
     @property
     def alone(self) -> bool:
@@ -85,13 +121,39 @@ def answers(
 
 def answers_of_pool(
     pool: Pool, questions: Questions, inputs: Any, keys: Integers, chunks: Iterable[Integers], advance: Callable[[int], None]
-) -> Iterator[Parts]:
-    """The same, asked by the workers of a pool: one chunk is one item of work."""
+) -> Iterator[Parts | Kept]:
+    """The same, asked by the workers of a pool: one chunk is one item of work. Encoded, where the questions say how."""
     chunks = list(chunks)
-    said = pool.map(questions, ((take(inputs, chunk), keys[chunk]) for chunk in chunks))
-    for chunk, arrays in zip(chunks, said, strict=True):
+    came = pool.map(questions, ((take(inputs, chunk), keys[chunk]) for chunk in chunks))
+    for chunk, sent in zip(chunks, came, strict=True):
         advance(len(chunk))
-        yield [{name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in arrays.items()}]
+        yield [sent.values] if sent.signals is None else Kept(sent.wrong, Encoded(sent.values, sent.signals))
+
+
+def not_finite(said: Signals, dtype: torch.dtype, *, unanswered: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Rows that hold NaN, or more than the stored type can say; `unanswered` lets those pass that hold no number at all."""
+    most = torch.finfo(dtype).max
+    if all(_within(value, most) for value in said.values() if value.is_floating_point()):
+        return np.zeros(len(next(iter(said.values()))), dtype=bool)
+    wrong = [
+        ~(value.flatten(1).abs().amax(dim=1) <= most) & (is_answered(value) | (not unanswered))
+        for value in said.values()
+        if value.is_floating_point()
+    ]
+    return np.asarray(torch.stack(wrong).any(dim=0).numpy())
+
+
+def _within(value: Tensor, most: float) -> bool:
+    """Whether all numbers are finite and no larger than this; NaN is neither."""
+    if not value.numel():
+        return True
+    low, high = value.aminmax()
+    return bool(low >= -most) and bool(high <= most)
+
+
+def _packed(tensors: dict[str, Tensor]) -> dict[str, tuple[np.ndarray[Any, Any], torch.dtype]]:
+    """Tensors of any type, bfloat16 too, as arrays, which any pool can send."""
+    return {name: (value.contiguous().view(torch.uint8).numpy(), value.dtype) for name, value in tensors.items()}
 
 
 def joined(parts: Parts) -> Signals:

@@ -189,7 +189,7 @@ def predict(
     print(f"{answered:,} rows answered in {out}")
 
 
-Store = Annotated[Path, typer.Argument(help="a transfer set's folder, such as runs/adult/transfer/training")]
+Store = Annotated[str, typer.Argument(help="a transfer set's folder, such as runs/adult/transfer/training, or its address (s3://...)")]
 
 
 @app.command(epilog="understudy verify runs/adult/transfer/training --teacher forest.joblib --trust")
@@ -217,17 +217,19 @@ def inspect(
     pipeline.inspect(store, _recipe_of(store, given) if known else None, rows=rows)
 
 
-def _beside(store: Path) -> Path | None:
+def _beside(store: str) -> Path | None:
     """The recipe of the run that a store is in."""
-    there = [folder / "recipe.toml" for folder in store.resolve().parents[:2]]
+    if "://" in store:
+        return None
+    there = [folder / "recipe.toml" for folder in Path(store).resolve().parents[:2]]
     return next((path for path in there if path.exists()), None)
 
 
-def _recipe_of(store: Path, given: dict[str, Any]) -> Any:
+def _recipe_of(store: str, given: dict[str, Any]) -> Any:
     """The recipe behind a store: the one given, or that of its run, with what the options change."""
     given = given | {"recipe": given["recipe"] or _beside(store)}
     if given["recipe"] is None:
-        given |= {"out": store, "teacher": given["teacher"] or "unknown"}
+        given |= {"out": "." if "://" in store else store, "teacher": given["teacher"] or "unknown"}
     return _recipe(given)
 
 

@@ -77,8 +77,8 @@ def matching(recipe: Recipe, sources: dict[str, Source]) -> tuple[Task, dict[str
         raise DataError(f"task = 'matching' is of two inputs, and data.inputs has {there}; name two", code="U520")
     if any(each and len(each) != 2 for each in (recipe.student.inputs, said.inputs)):
         raise DataError("task = 'matching': teacher and student read both inputs; leave teacher.inputs and student.inputs out", code="U520")
-    if said.train is None and (said.source is None or not Path(said.source).is_dir()):
-        told = "a teacher of a matching is trained here ([teacher.train] with the model 'dual') or a run's folder transfer"
+    if said.train is None and (said.source is None or not (said.is_mirrored or Path(said.source).is_dir())):
+        told = "a teacher of a matching is trained here ([teacher.train] with the model 'dual') or a run's folder transfer, or its address"
         raise DataError(f"task = 'matching': {told}", code="U521")
     return Task("matching", tuple(names), recipe.width), {
         part: np.zeros((len(source.inputs), 1), np.float32) for part, source in sources.items()

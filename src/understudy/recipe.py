@@ -186,7 +186,8 @@ class TeacherMember(Section):
     source: str | None = Field(
         None,
         description=".skops, .joblib, .pkl, .json/.ubj (XGBoost), .txt (LightGBM), predictions .parquet/.csv/.npz, "
-        ".keras, a SavedModel's folder, keras:NAME, a run's folder transfer, module:factory, timm:NAME, http(s)://host/v1 (a server)",
+        ".keras, a SavedModel's folder, keras:NAME, a run's folder transfer or its address (s3://...), "
+        "module:factory, timm:NAME, http(s)://host/v1 (a server)",
     )
     weights: str | None = Field(None, description=".safetensors or .pt state dict for a torch module")
     train: TeacherTrainSection | None = None
@@ -205,9 +206,16 @@ class TeacherMember(Section):
         """Whether the teacher is asked over a network."""
         return self.source is not None and self.source.lower().startswith(("http://", "https://"))
 
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the teacher is the answers at an address of fsspec."""
+        return self.source is not None and "://" in self.source and not self.is_remote
+
     @model_validator(mode="after")
     def _no_secret(self) -> TeacherMember:
         # a recipe is copied into the run's folder before the teacher is made, so this cannot wait until then
+        if self.is_mirrored:
+            _address("source", str(self.source))
         if self.is_remote:
             named = self.options.get("key_env")
             if named is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(named)):
@@ -265,6 +273,16 @@ class TeachingSection(Section):
         "shift and mirror image there is: the same training as with a live teacher) or live (the teacher answers in the loop)",
     )
     shard_rows: int = Field(8192, ge=1)
+    store: str | None = Field(
+        None,
+        description="an address such as s3://bucket/sets/digits, to which the transfer sets are copied shard by shard, and from which "
+        "another machine goes on: any file system of fsspec",
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        return None if value is None else _address("store", value)
 
 
 class FurtherSection(Section):
@@ -300,6 +318,14 @@ class StudentSection(Section):
         description="sizes: leaves, depth, rounds, hidden, width, ...; prepare = { image_size, mean, std }: its own picture",
     )
     inputs: list[str] = Field(default_factory=list, description="which of data.inputs it reads; all of them when left out")
+
+
+def _address(place: str, value: str) -> str:
+    if "://" not in value:
+        raise ValueError(f"{place} is an address such as s3://bucket/sets/digits (got {value!r}); the run's own folder is out")
+    if re.match(r"[^/]*:[^/]*@", value.partition("://")[2]):
+        raise ValueError(f"{place} is an address without user or password: keys belong where fsspec's driver looks for them")
+    return value
 
 
 def _temperature(value: float) -> float:

@@ -6,11 +6,12 @@ byte. A run that was stopped goes on where it stopped; new rows are the only one
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
@@ -21,12 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from understudy.asking import Augment, Integers, Questions, answer, answers, answers_of_pool, joined
+from understudy.asking import Augment, Integers, Kept, Parts, Questions, answer, answers, answers_of_pool, joined, not_finite
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError, TransferSetError
 from understudy.pools import Pool
-from understudy.signals import Signals, is_answered
+from understudy.signals import Signals
 from understudy.store.encodings import Dense, Encoding, StoredType, choose, lost
+from understudy.store.mirror import Mirror, cache_folder, is_address
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.store.writing import TransferWriter
 from understudy.tasks import Task
@@ -77,6 +79,7 @@ def teach(
     view_spec: dict[str, Any] | None = None,
     folds: OutOfFold | None = None,
     pool: Pool | None = None,
+    mirror: str | None = None,
     progress: bool = True,
 ) -> TransferSet:
     """Ask the teacher about each row that the transfer set at `to` lacks, and give the complete transfer set.
@@ -91,7 +94,12 @@ def teach(
     row: it is stored as NaN, and refused (U335) when there are more of them than the teacher's `max_missing`.
 
     With a `pool` the rows of each shard are asked by one of its workers, which all hold the teacher; the files are the same.
+
+    `mirror` is an address of fsspec (`s3://bucket/set`) where each file is copied as soon as it is whole, and from which teaching
+    goes on on another machine. An address as `to` is that, beside a folder in the cache.
     """
+    if is_address(to):
+        to, mirror = cache_folder(str(to)), str(to)
     if views > 1 and (augment is None or folds is not None):
         raise TeacherError("several views need an augmentation, and cannot be combined with out-of-fold answers", code="U018")
     if isinstance(encoding, Encoding) and encoding.sparse and not task.single_label:
@@ -112,6 +120,7 @@ def teach(
         "view_spec": view_spec,
     }
     spec["encoding"] = encoding
+    spec["mirror"] = None if mirror is None else Mirror(mirror)
     bad: list[int] = []
     allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
@@ -119,18 +128,28 @@ def teach(
         shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * _numbers(teacher, rows, task, asked))))
         chunks = [asked[start : start + shard_rows] for start in range(0, len(asked), shard_rows)]
 
-        def store(chunk: Integers, parts: list[Signals]) -> None:
+        def settle(said: Signals, keys: Integers) -> None:
+            _settle(writer, said, keys, dtype, most_lost, temperature, views=views)
+
+        def store(chunk: Integers, parts: Parts | Kept) -> None:
+            if isinstance(parts, Kept):
+                bad.extend(chunk[parts.wrong].tolist())
+                if not parts.wrong.any():
+                    writer.keep(rows.keys[chunk], np.full(len(chunk), -1, dtype=np.int8), parts.encoded)
+                return
             said = joined(parts)
             fold = np.full(len(chunk), -1, dtype=np.int8)
             if folds is not None:
                 said, fold = _replace(said, rows.keys[chunk], folds)
-            wrong = _not_finite(said, writer.dtype, unanswered=allowed > 0)
+            wrong = not_finite(said, writer.dtype, unanswered=allowed > 0)
             bad.extend(chunk[wrong].tolist())
             if not wrong.any():
-                _settle(writer, said, rows.keys[chunk], dtype, most_lost, temperature, views=views)
+                settle(said, rows.keys[chunk])
                 writer.write(rows.keys[chunk], fold, said)
 
         questions = Questions(teacher, task, batch_size, views, augment)
+        if pool is not None and chunks and folds is None:
+            questions = _encoding_there(questions, writer, settle, rows, chunks[0])
         with _progress(len(asked), progress, teacher.name) as advance, _Behind() as behind:
             given = (rows.inputs, rows.keys, chunks, advance)
             answered = answers(questions, *given) if pool is None or not chunks else answers_of_pool(pool, questions, *given)
@@ -149,6 +168,28 @@ def teach(
     return taught
 
 
+def _encoding_there(
+    questions: Questions, writer: TransferWriter, settle: Callable[[Signals, Integers], None], rows: Rows, chunk: Integers
+) -> Questions:
+    """Let the workers encode what they say: an answer in full is many times what is stored of it.
+
+    How is settled on the first rows, which this process asks in the batches that a worker will.
+    """
+    if not _is_settled(writer):
+        first = chunk[: math.ceil(MEASURED_ROWS / questions.batch_size) * questions.batch_size]
+        said = joined(next(answers(questions, rows.inputs, rows.keys, [first])))
+        if not_finite(said, writer.dtype, unanswered=False).any():
+            return questions
+        settle(said, rows.keys[first])
+    return replace(questions, encoder=writer.encoder)
+
+
+def _is_settled(writer: TransferWriter) -> bool:
+    """Whether it is decided how answers are stored, and known what that loses."""
+    full = writer.encoding is not None and (writer.encoding.spec == Dense("float32").spec or not writer.task.single_label)
+    return writer.measured is not None or full
+
+
 def _settle(
     writer: TransferWriter, said: Signals, keys: Integers, dtype: StoredType, most: float, temperature: float, *, views: int
 ) -> None:
@@ -157,11 +198,10 @@ def _settle(
     They are the same whenever the same command begins anew, and a set that was measured says so: nothing is asked for it.
     """
     task = writer.task
-    if writer.measured is not None or (writer.encoding is not None and writer.encoding.spec == Dense("float32").spec):
+    if _is_settled(writer):
         return
     if not task.single_label:
-        if writer.encoding is None:
-            writer.settle(Dense(dtype), {})
+        writer.settle(Dense(dtype), {})
         return
     answers, known = said[task.signal][:MEASURED_ROWS], keys[:MEASURED_ROWS]
     answers = answers[:, 0] if views > 1 else answers
@@ -231,27 +271,6 @@ def _replace(said: Signals, keys: Integers, folds: OutOfFold) -> tuple[Signals, 
         value[known] = folds.signals[name][torch.from_numpy(found[found >= 0])]
         replaced[name] = value
     return replaced, np.where(found >= 0, folds.fold[found], -1).astype(np.int8)
-
-
-def _not_finite(said: Signals, dtype: torch.dtype, *, unanswered: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Rows that hold NaN, or more than the stored type can say; `unanswered` lets those pass that hold no number at all."""
-    most = torch.finfo(dtype).max
-    if all(_within(value, most) for value in said.values() if value.is_floating_point()):
-        return np.zeros(len(next(iter(said.values()))), dtype=bool)
-    wrong = [
-        ~(value.flatten(1).abs().amax(dim=1) <= most) & (is_answered(value) | (not unanswered))
-        for value in said.values()
-        if value.is_floating_point()
-    ]
-    return np.asarray(torch.stack(wrong).any(dim=0).numpy())
-
-
-def _within(value: Tensor, most: float) -> bool:
-    """Whether all numbers are finite and no larger than this; NaN is neither."""
-    if not value.numel():
-        return True
-    low, high = value.aminmax()
-    return bool(low >= -most) and bool(high <= most)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A run's transfer sets as the teacher: `source = "runs/adult/transfer"`. Neither the teacher nor its framework is needed."""
+"""A run's transfer sets, or their address, as the teacher: `source = "runs/adult/transfer"`. Neither it nor its framework is needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from understudy.data.keys import content_keys
 from understudy.data.rows import Kind
 from understudy.errors import TeacherError, TransferSetError
 from understudy.signals import Signals
+from understudy.store.mirror import Mirror, is_address
 from understudy.store.transfer_set import TransferSet, find_keys
 from understudy.tasks import Task
 
@@ -20,20 +21,24 @@ PARTS = ("training", "held_out")
 
 def load(folder: str | Path, *, kind: Kind, task: Task) -> StoredTeacher:
     """The answers in a folder that holds the transfer sets `training` and `held_out`; TeacherError U327 for another task."""
-    sets = {part: TransferSet.open(Path(folder) / part) for part in PARTS if (Path(folder) / part).exists()}
+    if is_address(folder):
+        places = {part: f"{str(folder).rstrip('/')}/{part}" for part in PARTS}
+        sets = {part: TransferSet.open(place) for part, place in places.items() if Mirror(place).note() is not None}
+    else:
+        sets = {part: TransferSet.open(Path(folder) / part) for part in PARTS if (Path(folder) / part).exists()}
     if "held_out" not in sets:
         raise TeacherError(f"{folder} holds no transfer set of held-out rows: copy the whole folder `transfer` of a run", code="U327")
     other = next((one.task for one in sets.values() if one.task != task), None)
     if other is not None:
         raise TeacherError(f"{folder} was taught for {other.to_json()}, the data has {task.to_json()}; set data.classes", code="U327")
-    return StoredTeacher(Path(folder), sets, kind)
+    return StoredTeacher(folder, sets, kind)
 
 
 @final
 class StoredTeacher:
     """Answers the rows that were taught, found by their content, in their plain view."""
 
-    def __init__(self, folder: Path, sets: dict[str, TransferSet], kind: Kind) -> None:
+    def __init__(self, folder: str | Path, sets: dict[str, TransferSet], kind: Kind) -> None:
         self.folder, self.sets = folder, sets
         first = next(iter(sets.values()))
         self.name = f"{first.teacher} (stored)"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from understudy.errors import InputError, Problem, raise_errors
 from understudy.recipe import OptimizerSection, Recipe
+from understudy.store.mirror import Mirror
 
 VIRTUAL = "labels.virtual_teacher"
 """A loss that reads labels alone and is no control: the teacher in it is made by hand."""
@@ -19,6 +20,7 @@ def check_recipe(recipe: Recipe, *, gates: Callable[[list[str]], object] | None 
     problems = [*_check_training(recipe), *_check_seeds(recipe), *_check_school(recipe)]
     if recipe.cohort is None:
         problems += [*_check_objective(recipe), *_check_views(recipe), *_check_columns(recipe)]
+    problems += _check_store(recipe)
     unwritable = _unwritable(Path(recipe.out))
     if unwritable:
         problems.append(Problem("U207", unwritable))
@@ -108,7 +110,9 @@ def _check_columns(recipe: Recipe) -> Iterator[Problem]:
     """Terms that read the columns of a top-k store, which the recipe must make."""
     said, source = recipe.teaching, recipe.teacher.source
     places = [term.loss for term in recipe.objective.terms if term.loss.startswith(("stored.", "topk."))]
-    if not places or (source is not None and Path(source).is_dir()):  # what a folder of answers holds is seen when it is opened
+    if (
+        not places or recipe.teacher.is_mirrored or (source is not None and Path(source).is_dir())
+    ):  # what a folder of answers holds is seen when it is opened
         return
     if said.views == "live" or said.encoding != "top-k" or recipe.chain or recipe.generations is not None:
         told = "teaching.views = 'live'" if said.views == "live" else f"teaching.encoding = {said.encoding!r}"
@@ -118,6 +122,19 @@ def _check_columns(recipe: Recipe) -> Iterator[Problem]:
             f"the loss {places[0]!r} reads the columns of a top-k store, and the recipe says {told}; set teaching.encoding = "
             "'top-k' and views to a number, or take 'logits.soft_target'",
         )
+
+
+def _check_store(recipe: Recipe) -> Iterator[Problem]:
+    """An address that nothing here can write to."""
+    if recipe.teaching.store is None:
+        return
+    try:
+        Mirror(recipe.teaching.store)
+    except InputError as error:
+        yield Problem(error.code, f"teaching.store: {error.args[0]}")
+    if recipe.cohort is not None or recipe.teacher.is_mirrored:
+        told = "nobody is asked in a cohort" if recipe.cohort is not None else "the answers of teacher.source are stored already"
+        yield Problem("U476", f"teaching.store is where answers are copied to while they are taught, and {told}; leave it out")
 
 
 def _check_school(recipe: Recipe) -> Iterator[Problem]:

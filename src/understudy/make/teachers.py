@@ -19,7 +19,12 @@ from understudy.teachers import Ensemble, Reading, Teacher
 def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None, *, rate: int = 16000) -> Teacher:
     """The teacher that `source` names, which is given the inputs of each row that it reads."""
     kept = Path(str(said.source))
-    if not isinstance(rows.inputs, Paired) or kept.is_dir() or kept.name.lower().endswith((".parquet", ".csv", ".csv.gz", ".npz")):
+    if (
+        not isinstance(rows.inputs, Paired)
+        or kept.is_dir()
+        or said.is_mirrored
+        or kept.name.lower().endswith((".parquet", ".csv", ".csv.gz", ".npz"))
+    ):
         return _load_teacher(said, task, rows, cache, rate)  # answers that are kept are found by the key of the whole row
     return Reading(_load_teacher(said, task, rows.only(said.inputs), cache, rate), said.inputs or list(rows.inputs.parts))
 
@@ -35,6 +40,8 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
     picture: dict[str, Any] = {"image_size": said.image_size, "mean": said.mean, "std": said.std}
     if said.is_remote:
         return api.load(source, task=task, rows=rows, options=said.options, cache=cache)
+    if said.is_mirrored:
+        return stored.load(source, kind=rows.kind, task=task)
     if source.startswith(("hf:", "sentences:")):
         return _published_teacher(said, task, rows, cache, rate)
     if source.startswith("keras:") or name.endswith((".keras", ".h5")) or keras.is_saved_model(Path(source)):
@@ -77,8 +84,8 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
         return predictions.load(path, rows=rows, task=task, classes=classes, output=said.output)
     raise TeacherError(
         f"teacher.source = {source!r} is of no kind known here: .skops, .joblib, .pkl, .json or .ubj (XGBoost), .txt (LightGBM), "
-        ".parquet, .csv or .npz (predictions), .keras, a SavedModel's folder, a run's folder `transfer`, package.module:factory, "
-        "timm:NAME, keras:NAME, "
+        ".parquet, .csv or .npz (predictions), .keras, a SavedModel's folder, a run's folder `transfer` or its address, "
+        "package.module:factory, timm:NAME, keras:NAME, "
         "http(s)://host/v1",
         code="U062",
     )

@@ -32,6 +32,8 @@ from understudy.tasks import Task
 from understudy.teachers import Ensemble, Teacher
 
 FREE_TO_CHANGE = ("measure", "export")
+COPIES = "teaching.store"
+"""Where answers are copied to changes none of them."""
 
 
 @final
@@ -95,7 +97,7 @@ def refuse_other_storage(recipe: Recipe) -> None:
     if "://" in recipe.out:
         raise RecipeError(
             f"out = {recipe.out!r}: a run is written into a folder of a file system (locks, renames and memory maps are what keeps it "
-            "whole). Write it to a disk that all machines mount, and copy the finished transfer set to the object store",
+            f"whole). Give it a folder, and the transfer set an address: teaching.store = {recipe.out!r}",
             code="U467",
         )
 
@@ -109,7 +111,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")
     if kept.exists():
-        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said, free_teacher_options(recipe.teacher))
+        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said, [*free_teacher_options(recipe.teacher), COPIES])
         if moved and not fresh and _made_something(folder):
             raise RecipeError(
                 f"{folder} holds another run: {'; '.join(moved)}. Choose another --out, or --fresh to start its students over", code="U050"

@@ -60,8 +60,12 @@ def teach_rows(run: Run) -> None:
         spec = None if run.seen is None else run.seen.spec
         stored: dict[str, Any] = {"encoding": encoding, "most_lost": said.max_loss, "temperature": temperature}
         views: dict[str, Any] = {"views": run.views, "augment": run.seen, "view_spec": spec, "shard_rows": said.shard_rows}
-        run.taught = teach(run.speaker, asked, folder / "training", folds=folds, **views, **stored, **options)
-    run.held_out = teach(run.teacher, rest, folder / "held_out", shard_rows=said.shard_rows, **options)
+        mirror = mirror_of(run, "training")
+        run.taught = teach(run.speaker, asked, folder / "training", folds=folds, mirror=mirror, **views, **stored, **options)
+    mirror = mirror_of(run, "held_out")
+    run.held_out = teach(run.teacher, rest, folder / "held_out", shard_rows=said.shard_rows, mirror=mirror, **options)
+    if mirror is not None:
+        run.say("copied", f"to {said.store}: what is there is what lies in {folder}")
     _same_accuracy(run)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
@@ -86,6 +90,12 @@ def teach_rows(run: Run) -> None:
         run.say("encoding", _loss_of(run.taught))
 
 
+def mirror_of(run: Run, part: str) -> str | None:
+    """The address that one of the two transfer sets is copied to."""
+    store = run.recipe.teaching.store
+    return None if store is None else f"{store.rstrip('/')}/{part}"
+
+
 def _pool(run: Run) -> Pool | None:
     """Who asks: a server is asked from here, which already has many questions open at once."""
     if run.pool is not None and remotes(run.teacher):
@@ -107,6 +117,10 @@ def _take_stored(run: Run, there: dict[str, TransferSet], asked: Rows, rest: Row
     taught = there.get("training")
     if taught is None or run.recipe.teaching.views == "live":
         raise TeacherError("stored answers cannot be asked in the loop; set teaching.views to what was taught", code="U327")
+    if run.recipe.teaching.store is not None:
+        raise RecipeError(
+            "teaching.store is where answers are copied to while they are taught, and these are stored: leave it out", code="U476"
+        )
     if (taught.views, taught.view_spec) != (run.views, spec):
         raise TransferSetError(
             f"{taught.folder} holds {taught.views} views of {taught.view_spec}, the recipe asks for {run.views} of {spec}; set "
@@ -117,7 +131,9 @@ def _take_stored(run: Run, there: dict[str, TransferSet], asked: Rows, rest: Row
         one.positions(rows.keys)
     run.taught, run.held_out = taught, there["held_out"]
     _same_accuracy(run)
-    run.say("taught", f"before, by {taught.teacher}: {len(asked) + len(rest):,} rows found in {taught.folder.parent}; no teacher is needed")
+    run.say(
+        "taught", f"before, by {taught.teacher}: {len(asked) + len(rest):,} rows found in {run.recipe.teacher.source}; no teacher is needed"
+    )
 
 
 def _loss_of(taught: TransferSet) -> str:

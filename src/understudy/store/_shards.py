@@ -55,8 +55,12 @@ def write_whole(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
+def as_json(said: dict[str, Any]) -> bytes:
+    return (json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, said: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_whole(path, as_json(said))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -65,6 +69,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         advice = "Run the same command again: shards that are whole are kept"
         raise TransferSetError(f"{path} cannot be read: {error}. {advice}", code="U024") from None
+    return of_this_version(said, path)
+
+
+def of_this_version(said: Any, path: Path | str) -> dict[str, Any]:
+    """A manifest or plan, when this version of the package can read it."""
     if not isinstance(said, dict) or said.get("version") != VERSION:
         found = said.get("version") if isinstance(said, dict) else None
         raise TransferSetError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from understudy.errors import TransferSetError, did_you_mean
 from understudy.losses.stored import TAIL_TEMPERATURES, tail_at
+from understudy.tasks import Task
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Columns = dict[str, Tensor]
@@ -168,6 +170,45 @@ class Sampled(Encoding):
         ids = columns["/ids"].long()[:, : columns["/top"].shape[1]]
         rest = log_probs.scatter(1, ids, -math.inf).logsumexp(dim=-1, keepdim=True)
         return _floored(columns["/top"], columns["/tail"]), _floored(log_probs.gather(1, ids), rest)
+
+
+@final
+@dataclass(frozen=True)
+class Encoded:
+    """What is stored of some rows: columns by name, and of each signal the shape of a row and how it is encoded."""
+
+    columns: Columns
+    signals: dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Encoder:
+    """All signals as they are stored: answers in their `encoding`, others as `dtype`, whole numbers as they are."""
+
+    task: Task
+    encoding: Encoding
+    dtype: torch.dtype
+    views: int = 1
+
+    def __call__(self, signals: dict[str, Tensor], keys: np.ndarray[Any, Any]) -> Encoded:
+        columns: Columns = {}
+        said: dict[str, Any] = {}
+        for name, value in signals.items():
+            answer = name.rpartition("/")[2] == self.task.signal and value.shape[-1] == self.task.outputs
+            kept = self.dtype if value.is_floating_point() else value.dtype
+            encoding = self.encoding if answer else Dense(str(kept).removeprefix("torch."))  # type: ignore[arg-type]
+            columns |= {name + ending: column for ending, column in self._encoded(encoding, value.detach(), keys).items()}
+            said[name] = {"shape": list(value.shape[2 if self.views > 1 else 1 :]), "encoding": encoding.spec}
+        return Encoded(columns, said)
+
+    def _encoded(self, encoding: Encoding, value: Tensor, keys: np.ndarray[Any, Any]) -> Columns:
+        if not encoding.sparse:
+            return {"": encoding.encode(value, keys)[""].contiguous()}
+        if self.views == 1:
+            return {ending: column.contiguous() for ending, column in encoding.encode(value, keys).items()}
+        views = [encoding.encode(value[:, view], keys, view) for view in range(self.views)]
+        return {ending: torch.stack([view[ending] for view in views], dim=1) for ending in encoding.endings}
 
 
 ENCODINGS: dict[str, type[Any]] = {"dense": Dense, "top-k": TopK, "sampled": Sampled}

@@ -16,6 +16,7 @@ from understudy.errors import TransferSetError, did_you_mean
 from understudy.store._gathering import Column
 from understudy.store._shards import FOLD, KEYS, MANIFEST, PLAN, damaged, read_json, read_shard
 from understudy.store.encodings import from_spec
+from understudy.store.mirror import Mirror, cache_folder, is_address
 from understudy.tasks import Task
 
 Keys = np.ndarray[Any, np.dtype[np.int64]]
@@ -69,8 +70,13 @@ class TransferSet:
         }
 
     @staticmethod
-    def open(folder: str | Path, *, verify: bool = True) -> TransferSet:
-        """Open a complete transfer set; `verify` reads every shard once to check its hash."""
+    def open(folder: str | Path, *, verify: bool = True, cache: str | Path | None = None) -> TransferSet:
+        """Open a complete transfer set; `verify` reads every shard once to check its hash.
+
+        Of an address of fsspec (`s3://bucket/set`) what is missing or differs is copied below the folder `cache` first.
+        """
+        if is_address(folder):
+            folder, verify = Mirror(str(folder)).fetch(cache_folder(str(folder), cache), verify=verify), False
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             if (folder / PLAN).exists():

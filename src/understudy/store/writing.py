@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, final
@@ -29,7 +30,8 @@ from understudy.store._shards import (
     write_json,
     write_shard,
 )
-from understudy.store.encodings import Dense, Encoding, StoredType, from_spec
+from understudy.store.encodings import Dense, Encoded, Encoder, Encoding, StoredType, from_spec
+from understudy.store.mirror import Mirror
 from understudy.tasks import Task
 
 if sys.platform != "win32":
@@ -42,6 +44,7 @@ class TransferWriter:
 
     Use it in a `with`: the folder is locked inside. `keys` are the rows that are there already. `encoding` is how the
     answers are stored, "auto" when `settle` will say it; other signals are stored as `dtype`, whole numbers as they are.
+    With a `mirror` it goes on from what lies at that address too, and each file is copied there once it is whole here.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class TransferWriter:
         encoding: Encoding | Literal["auto"] | None = None,
         views: int = 1,
         view_spec: dict[str, Any] | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.folder = folder
+        self.mirror = mirror
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.encoding: Encoding | None = Dense(dtype) if encoding is None else None if encoding == "auto" else encoding
         self.measured: dict[str, Any] | None = None
@@ -74,7 +79,7 @@ class TransferWriter:
         self._shapes: dict[str, Any] = {}
         self._planned = True
         self._digest = hashlib.blake2b(json.dumps(self._plan, sort_keys=True).encode(), digest_size=16).hexdigest()
-        self._lock: int | None = None
+        self._open = ExitStack()
         self.keys = np.zeros((0, 2), dtype=np.int64)
 
     def __enter__(self) -> TransferWriter:
@@ -82,17 +87,17 @@ class TransferWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TransferSetError(f"cannot make the folder {self.folder}: {error.strerror or error}", code="U023") from None
-        self._take_lock()
-        try:
+        with ExitStack() as opened:
+            self._take_lock(opened)
             self._compare()
+            if self.mirror is not None:
+                self._take(opened.enter_context(self.mirror))
             self._collect()
-        except BaseException:
-            self._release()
-            raise
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._release()
+        self._open.close()
 
     def settle(self, encoding: Encoding, measured: dict[str, Any]) -> None:
         """Keep to this encoding, and say what it was measured to lose."""
@@ -101,39 +106,30 @@ class TransferWriter:
 
     def write(self, keys: np.ndarray[Any, Any], fold: np.ndarray[Any, Any], signals: dict[str, Tensor]) -> None:
         """Store these rows as one shard, which is on the disk when this returns."""
-        assert self.encoding is not None
-        number = next(n for n in range(len(self._entries) + 1) if n not in self._entries)
-        tensors: dict[str, Tensor] = {}
-        shapes: dict[str, Any] = {}
-        for name, value in signals.items():
-            encoding = self.encoding if self._is_answer(name, value) else Dense(str(self._type_of(value)).removeprefix("torch."))  # type: ignore[arg-type]
-            tensors |= {name + ending: column for ending, column in self._encoded(encoding, value.detach(), keys).items()}
-            shapes[name] = {"shape": list(value.shape[2 if self._views > 1 else 1 :]), "encoding": encoding.spec}
-        if not self._shapes or not self._planned:
-            self._shapes = self._shapes or shapes
-            write_json(self.folder / PLAN, self._noted())
-            self._planned = True
-        tensors |= {KEYS: torch.from_numpy(np.ascontiguousarray(keys)), FOLD: torch.from_numpy(np.asarray(fold, dtype=np.int8))}
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        self._entries[number] = write_shard(self.folder / shard_name(number), tensors, self._note())
+        self.keep(keys, fold, self.encoder(signals, keys))
 
     @property
-    def _views(self) -> int:
-        return int(self._plan["views"]["count"])
+    def encoder(self) -> Encoder:
+        """How signals become what is stored, wherever that is done."""
+        assert self.encoding is not None
+        return Encoder(self.task, self.encoding, self.dtype, int(self._plan["views"]["count"]))
 
-    def _is_answer(self, name: str, value: Tensor) -> bool:
-        return name.rpartition("/")[2] == self.task.signal and value.shape[-1] == self.task.outputs
-
-    def _type_of(self, value: Tensor) -> torch.dtype:
-        return self.dtype if value.is_floating_point() else value.dtype
-
-    def _encoded(self, encoding: Encoding, value: Tensor, keys: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-        if not encoding.sparse:
-            return {"": encoding.encode(value, keys)[""].contiguous()}
-        if self._views == 1:
-            return {ending: column.contiguous() for ending, column in encoding.encode(value, keys).items()}
-        views = [encoding.encode(value[:, view], keys, view) for view in range(self._views)]
-        return {ending: torch.stack([view[ending] for view in views], dim=1) for ending in encoding.endings}
+    def keep(self, keys: np.ndarray[Any, Any], fold: np.ndarray[Any, Any], encoded: Encoded) -> None:
+        """The same with what was encoded before."""
+        number = next(n for n in range(len(self._entries) + 1) if n not in self._entries)
+        if not self._shapes or not self._planned:
+            self._shapes = self._shapes or encoded.signals
+            write_json(self.folder / PLAN, self._noted())
+            self._planned = True
+        tensors = dict(encoded.columns)
+        tensors |= {KEYS: torch.from_numpy(np.ascontiguousarray(keys)), FOLD: torch.from_numpy(np.asarray(fold, dtype=np.int8))}
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if self.mirror is not None:
+            self.mirror.drop(MANIFEST)
+            self.mirror.put(self.folder / PLAN)
+        self._entries[number] = write_shard(self.folder / shard_name(number), tensors, self._note())
+        if self.mirror is not None:
+            self.mirror.put(self.folder / shard_name(number))
 
     def _noted(self) -> dict[str, Any]:
         """The plan with what was settled on the way."""
@@ -158,15 +154,21 @@ class TransferWriter:
         rows = sum(entry["rows"] for entry in shards)
         write_json(self.folder / MANIFEST, self._noted() | {"shards": shards, "rows": rows})
         (self.folder / PLAN).unlink(missing_ok=True)
+        if self.mirror is not None:
+            for entry in shards:
+                if not self.mirror.has(entry["file"]):
+                    self.mirror.put(self.folder / entry["file"])
+            self.mirror.put(self.folder / MANIFEST)
+            self.mirror.drop(PLAN)
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, opened: ExitStack) -> None:
         if sys.platform == "win32":
             return
-        self._lock = os.open(self.folder, os.O_RDONLY)
+        lock = os.open(self.folder, os.O_RDONLY)
+        opened.callback(os.close, lock)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._release()
             raise TransferSetError(
                 f"another process is writing {self.folder}. Wait for it, or choose another folder", code="U028"
             ) from None
@@ -174,10 +176,18 @@ class TransferWriter:
             # Some network file systems cannot lock a folder; one writer is then the user's own care.
             return
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _take(self, mirror: Mirror) -> None:
+        """Go on from what lies at the address, unless something else was taught there."""
+        there = mirror.note()
+        if there is not None:
+            self._refuse_other(there, mirror.address)
+        if mirror.take(self.folder):
+            (self.folder / MANIFEST).unlink(missing_ok=True)  # it knows less than what came
+            if there is None:
+                self._compare_shards()
+        if there is not None and not self._shapes:
+            self._recall(there)
+            write_json(self.folder / PLAN, self._noted())
 
     def _compare(self) -> None:
         """Refuse a folder that another teacher (or task, type, views) filled; else note what is being written."""
@@ -186,6 +196,12 @@ class TransferWriter:
             self._compare_shards()
             write_json(self.folder / PLAN, self._noted())
             return
+        self._refuse_other(there, str(self.folder))
+        self._recall(there)
+        write_json(self.folder / PLAN, self._noted())
+
+    def _refuse_other(self, there: dict[str, Any], place: str) -> None:
+        """TransferSetError naming what moved, when the note there is of another teacher, task, type or views."""
         before, now = there["fingerprint"], self._plan["fingerprint"]
         moved = [
             f"{part}: {before.get(part, 'absent')!r} there, {now.get(part, 'absent')!r} now"
@@ -200,12 +216,10 @@ class TransferWriter:
         ]
         if moved:
             raise TransferSetError(
-                "\n  ".join([f"the transfer set {self.folder} was taught by something else:", *moved])
+                "\n  ".join([f"the transfer set {place} was taught by something else:", *moved])
                 + "\nGive the teacher that was used, or teach into another folder",
                 code="U021",
             )
-        self._recall(there)
-        write_json(self.folder / PLAN, self._noted())
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """A note of an earlier run; one that was cut short is worth nothing, one of another version is refused."""
