@@ -102,13 +102,21 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 """Name -> terms. DML has none of its own (`train_cohort`), TAKD hears an assistant; of the mixtures the best on validation rows
 after one seed goes on."""
 
+ALPHAS, TEMPERATURES = (0.3, 0.5, 0.9, 1.0), (1.0, 2.0, 4.0, 8.0)
+
+
+def point(alpha: float, temperature: float) -> str:
+    """The name of the soft target with these."""
+    return f"soft target, alpha {alpha:g}, T = {temperature:g}"
+
+
 GRID: dict[str, list[dict[str, Any]]] = {
-    f"soft target, alpha {alpha:g}, T = {temperature:g}": [
+    point(alpha, temperature): [
         *([{**HARD, "weight": 1 - alpha}] if alpha < 1 else []),
         {"loss": "logits.soft_target", "options": {"temperature": temperature}, "weight": alpha},
     ]
-    for alpha in (0.3, 0.5, 0.9, 1.0)
-    for temperature in (1.0, 2.0, 4.0, 8.0)
+    for alpha in ALPHAS
+    for temperature in TEMPERATURES
 }
 """The soft target in sixteen ways, for `--grid`."""
 
@@ -403,10 +411,23 @@ def missing(file: Path, seeds: int, methods: list[str]) -> Iterator[tuple[str, i
             yield method, seed
 
 
+def spread(found: list[float]) -> str:
+    """Mean and standard deviation of accuracies in percent."""
+    return f"{np.mean(found):.2f}" + (f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else "")
+
+
+def matrix(file: Path) -> None:
+    """Markdown of the soft target in all its ways: test accuracy by alpha and temperature."""
+    print("| alpha | " + " | ".join(f"T = {temperature:g}" for temperature in TEMPERATURES) + " |\n|---|" + "---|" * len(TEMPERATURES))
+    for alpha in ALPHAS:
+        found = [[100 * line["test"] for line in lines_of(file) if line["method"] == point(alpha, t)] for t in TEMPERATURES]
+        print(f"| {alpha:g} | " + " | ".join(spread(each) if each else "-" for each in found) + " |")
+
+
 def table(file: Path) -> None:
     """Markdown of what there is: mean and standard deviation of test accuracy over seeds, and the median step beside the control's."""
-    lines = [line for line in lines_of(file) if not line["method"].startswith("teacher")]
-    names = list(dict.fromkeys(line["method"] for line in lines))
+    lines = [line for line in lines_of(file) if line["method"] in METHODS]
+    names = [name for name in METHODS if any(line["method"] == name for line in lines)]
     steps = {name: statistics.median(line["step"] for line in lines if line["method"] == name) for name in names}
     print("| method | test accuracy | over the control | agreement | step | of the control's |\n|---|---|---|---|---|---|")
     for line in lines_of(file):
@@ -415,13 +436,12 @@ def table(file: Path) -> None:
     alone = {line["seed"]: line["test"] for line in lines if line["method"] == "control"}
     for name in names:
         found = [100 * line["test"] for line in lines if line["method"] == name]
-        spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
         counted = f" ({len(found)} seed{'s' * (len(found) > 1)})" if len(found) < 3 else ""
         agreed = np.mean([line["agreement"] for line in lines if line["method"] == name])
         apart = [line["test"] - alone[line["seed"]] for line in lines if line["method"] == name and line["seed"] in alone]
         gain = 100 * np.mean(apart)
         ratio = steps[name] / steps["control"]
-        print(f"| {name} | {np.mean(found):.2f}{spread}{counted} | {gain:+.2f} | {agreed:.3f} | {1e3 * steps[name]:.1f} ms | {ratio:.2f} |")
+        print(f"| {name} | {spread(found)}{counted} | {gain:+.2f} | {agreed:.3f} | {1e3 * steps[name]:.1f} ms | {ratio:.2f} |")
 
 
 def main() -> None:
@@ -438,7 +458,7 @@ def main() -> None:
     said = parser.parse_args()
     pair, folder, file = PAIRS[said.pair], said.to / said.pair, said.to / f"{said.pair}.jsonl"
     if said.table:
-        table(file)
+        (matrix if said.grid else table)(file)
         return
     torch.set_num_threads(1)
     started = time.perf_counter()
