@@ -1,12 +1,18 @@
 """Two machines of a Ray cluster, one of which is lost half-way: the store is byte for byte, the curve to 1e-4, that of one process.
 
-Both machines are on this one, with object stores of the smallest size; nothing is told to anybody.
+So it is through a cluster's client, from outside. All machines are on this one, with object stores of the smallest size; nothing is told
+to anybody.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from rich.console import Console
-from test_ranks import RECIPE, lines
+from test_ranks import ALONE, RECIPE, lines
 from test_teaching import TASK, contents, make_rows
 
 from understudy import pipeline
@@ -30,6 +37,7 @@ ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="a cluster of several nodes")]
 
 STORE = 80 * 2**20
+PLACES = {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +121,41 @@ def test_a_machine_is_lost_while_training(cluster: Any, tmp_path: Path) -> None:
     assert (journal.parents[1] / "lost").exists()
     assert json.loads((tmp_path / "two" / "seed-0" / "student" / "card.json").read_text(encoding="utf-8"))["epochs"] == 12
     assert np.isfinite(curves[1]).all() and 2 <= seen[-1] < 12
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """A head with a client server, as somebody elsewhere would reach it; gives its address."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], other.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-")
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
+    command += ["--num-cpus", "3", "--port", str(ports[0]), "--ray-client-server-port", str(ports[1]), "--temp-dir", folder]
+    command += ["--object-store-memory", str(STORE), "--include-dashboard", "false", "--disable-usage-stats"]
+    command += ["--min-worker-port", "10002", "--max-worker-port", "19999"]
+    with subprocess.Popen(command, env=ALONE | PLACES | {"RAY_worker_niceness": "0"}, stdout=subprocess.DEVNULL) as process:
+        yield f"ray://127.0.0.1:{ports[1]}"
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(60)
+    for one_left in psutil.wait_procs(below, timeout=10)[1]:
+        one_left.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_cluster_elsewhere_teaches_and_trains(head: str, tmp_path: Path) -> None:
+    """Through Ray's client, from a command of its own: the same bytes, and the curve of one process."""
+    (tmp_path / "recipe.toml").write_text(RECIPE + "[teaching]\nshard_rows = 200\n", encoding="utf-8")
+    for name, arguments in (("one", []), ("two", ["--on", head, "--workers", "2"])):
+        for verb in ("teach", "train"):
+            told = [sys.executable, "-m", "understudy", verb, str(tmp_path / "recipe.toml"), "--set", f"out={tmp_path / name}", *arguments]
+            done = subprocess.run(told, env=ALONE | PLACES, capture_output=True, text=True, timeout=600, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    for part in ("training", "held_out"):
+        assert contents(tmp_path / "one" / "transfer" / part) == contents(tmp_path / "two" / "transfer" / part)
+    for name in ("student", "control"):
+        curves = [[line["loss"] for line in lines(tmp_path / run / "seed-0" / name) if "loss" in line] for run in ("one", "two")]
+        torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "two" / "ray" / "training").exists()

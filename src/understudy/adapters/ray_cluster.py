@@ -7,6 +7,7 @@ statistics are off.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -33,7 +34,11 @@ def connect(on: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # of its own log files
-            ray.init(None if on == "ray" else on, include_dashboard=None if on != "ray" else False, log_to_driver=False)
+            warnings.filterwarnings("ignore", "Ray Client connection timed out", UserWarning)  # it is an error here
+            if on == "ray":
+                ray.init(include_dashboard=False, log_to_driver=False)
+            else:
+                ray.init(on, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TransferSetError(
             f"no Ray cluster at {on}: {str(error).splitlines()[0]}. Start one (`ray start --head`), or say --on ray", code="U465"
@@ -114,30 +119,41 @@ def train_on(on: str, ranks: int, work: Callable[[], Any], folder: Path) -> None
     All machines see the run's folder at the same place: the first rank writes it, the others read rows and answers there.
     """
     ray = connect(on)
-    with warnings.catch_warnings():
-        # its data sets, which are imported along and not used here, set options of their own that are deprecated
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data\.context")
-        train, torch_train = require("ray.train", "ray"), require("ray.train.torch", "ray")
-        importlib.import_module("ray.data").DataContext.get_current()
     place = {"work": packed(work), "folder": str(Path.cwd()), "path": list(sys.path)}
-    trainer = torch_train.TorchTrainer(
-        _rank,
-        train_loop_config=place,
-        scaling_config=train.ScalingConfig(num_workers=ranks, use_gpu=False),
-        torch_config=torch_train.TorchConfig(backend="gloo", timeout_s=14 * 86400),
-        run_config=train.RunConfig(
-            name="training", storage_path=str(folder.resolve() / "ray"), failure_config=train.FailureConfig(max_failures=RESTARTS)
-        ),
-    )
+    storage = str(folder.resolve() / "ray")
     try:
-        trainer.fit()
+        if on.startswith("ray://"):
+            # Ray Train cannot be driven from outside its cluster: a task inside drives it
+            ray.get(ray.remote(num_cpus=0, max_retries=RESTARTS)(_drive).remote(place, ranks, storage))
+        else:
+            _fit(place, ranks, storage)
     except Exception as error:
         raise TransferSetError(
             f"the training on {on} ended: {str(error).strip().splitlines()[-1]}. What is written is whole: the same command goes on",
             code="U466",
         ) from error
-    finally:
-        assert ray.is_initialized()
+
+
+def _fit(place: dict[str, Any], ranks: int, storage: str) -> None:
+    """Train, from a process of the cluster."""
+    with warnings.catch_warnings():
+        # its data sets, which are imported along and not used here, set options of their own that are deprecated
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data\.context")
+        train, torch_train = require("ray.train", "ray"), require("ray.train.torch", "ray")
+        importlib.import_module("ray.data").DataContext.get_current()
+    trainer = torch_train.TorchTrainer(
+        _rank,
+        train_loop_config=place,
+        scaling_config=train.ScalingConfig(num_workers=ranks, use_gpu=False),
+        torch_config=torch_train.TorchConfig(backend="gloo", timeout_s=14 * 86400),
+        run_config=train.RunConfig(name="training", storage_path=storage, failure_config=train.FailureConfig(max_failures=RESTARTS)),
+    )
+    trainer.fit()
+
+
+def _drive(place: dict[str, Any], ranks: int, storage: str) -> None:
+    _begin_at(place["folder"], place["path"])
+    _fit(place, ranks, storage)
 
 
 def _rank(place: dict[str, Any]) -> None:
