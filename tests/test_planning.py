@@ -35,8 +35,9 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
 
 
 def test_a_plan_says_what_comes_and_the_scorecard_how_far_off_it_was(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path / "run")
+    recipe = recipe_of(tmp_path / "run", teaching={"views": 3, "dtype": "float16", "store": (tmp_path / "shared").as_uri()})
     plan = pipeline.plan(recipe, seconds=4, console=QUIET)
+    assert not (tmp_path / "shared").exists()
     assert plan["counts"] == {"rows": 1797, "training": 1257, "synthetic": 0, "views": 3}
     assert plan["parts"].keys() == {"bytes", "memory", "teacher", "teaching", "student", "control"}
     card = pipeline.distill(recipe, console=QUIET)

@@ -153,7 +153,8 @@ def _short(recipe: Recipe, folder: Path) -> Recipe:
     ]
     teacher = teacher.model_copy(update={"members": members})
     changes = {"out": str(folder), "seeds": [0], "teacher": teacher, "train": recipe.train.model_copy(update=few)}
-    return recipe.model_copy(update=changes)
+    # what is taught for a plan belongs nowhere else
+    return recipe.model_copy(update=changes | {"teaching": recipe.teaching.model_copy(update={"store": None})})
 
 
 def _epoch(folder: Path) -> tuple[float, float]:
