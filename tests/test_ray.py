@@ -29,7 +29,7 @@ from test_teaching import TASK, contents, make_rows
 
 from understudy import pipeline
 from understudy.make.teachers import build_pool
-from understudy.recipe import parse
+from understudy.recipe import load, parse
 from understudy.teachers import CallableTeacher
 from understudy.teaching import teach
 
@@ -148,11 +148,11 @@ def head() -> Iterator[str]:
 def test_a_cluster_elsewhere_teaches_and_trains(head: str, tmp_path: Path) -> None:
     """Through Ray's client, from a command of its own: the same bytes, and the curve of one process."""
     (tmp_path / "recipe.toml").write_text(RECIPE + "[teaching]\nshard_rows = 200\n", encoding="utf-8")
-    for name, arguments in (("one", []), ("two", ["--on", head, "--workers", "2"])):
-        for verb in ("teach", "train"):
-            told = [sys.executable, "-m", "understudy", verb, str(tmp_path / "recipe.toml"), "--set", f"out={tmp_path / name}", *arguments]
-            done = subprocess.run(told, env=ALONE | PLACES, capture_output=True, text=True, timeout=600, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
+    pipeline.distill(load(tmp_path / "recipe.toml", [f"out={tmp_path / 'one'}"]), until="train", console=Console(quiet=True))
+    told = [sys.executable, "-m", "understudy", "train", str(tmp_path / "recipe.toml"), "--set", f"out={tmp_path / 'two'}"]
+    told += ["--on", head, "--workers", "2"]  # teaches there first
+    done = subprocess.run(told, env=ALONE | PLACES, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     for part in ("training", "held_out"):
         assert contents(tmp_path / "one" / "transfer" / part) == contents(tmp_path / "two" / "transfer" / part)
     for name in ("student", "control"):
