@@ -176,6 +176,9 @@ def test_a_damaged_object_is_found_and_taught_again(tmp_path: Path) -> None:
     with pytest.raises(TransferSetError, match="U473"):
         TransferSet.open(address, cache=tmp_path / "new")
     assert again(tmp_path / "one", address).rows_asked == 0 and there(address) == whole
+    system.pipe_file("/sets/a/manifest.json", whole["manifest.json"].replace(b'"rows": 20', b'"rows": 21', 1))
+    with pytest.raises(TransferSetError, match=r"U473 .*manifest.json is damaged"):
+        TransferSet.open(address, cache=tmp_path / "new")
     system.pipe_file("/sets/a/manifest.json", whole["manifest.json"][:50])
     with pytest.raises(TransferSetError, match=r"U473 .*manifest.json is damaged"):
         TransferSet.open(address)

@@ -123,6 +123,11 @@ def test_a_machine_is_lost_while_training(cluster: Any, tmp_path: Path) -> None:
     assert np.isfinite(curves[1]).all() and 2 <= seen[-1] < 12
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def head() -> Iterator[str]:
     """A head with a client server, as somebody elsewhere would reach it; gives its address."""
@@ -136,6 +141,10 @@ def head() -> Iterator[str]:
     command += ["--object-store-memory", str(STORE), "--include-dashboard", "false", "--disable-usage-stats"]
     command += ["--min-worker-port", "10002", "--max-worker-port", "19999"]
     with subprocess.Popen(command, env=ALONE | PLACES | {"RAY_worker_niceness": "0"}, stdout=subprocess.DEVNULL) as process:
+        limit = time.monotonic() + 300
+        while not _listens(ports[1]):
+            assert process.poll() is None and time.monotonic() < limit
+            os.sched_yield()
         yield f"ray://127.0.0.1:{ports[1]}"
         below = psutil.Process(process.pid).children(recursive=True)
         process.terminate()

@@ -40,8 +40,9 @@ def connect(on: str) -> Any:
             else:
                 ray.init(on, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        first, *more = str(error).strip().splitlines()  # of the other side's failure, the last line says what it was
         raise TransferSetError(
-            f"no Ray cluster at {on}: {str(error).splitlines()[0]}. Start one (`ray start --head`), or say --on ray", code="U465"
+            f"no Ray cluster at {on}: {' '.join([first, *more[-1:]])}. Start one (`ray start --head`), or say --on ray", code="U465"
         ) from None
     return ray
 
