@@ -70,7 +70,9 @@ class DataSection(Section):
     labels: str | None = Field(None, description="CSV with the labels of images or sound files: columns `file` and the label column")
     file: str = Field("file", description="column of the labels CSV that names the file (with or without its ending)")
     split: str | None = Field(None, description="column that holds train, validation or test")
-    classes: list[str] | None = Field(None, description="class names in the wanted order; the last is positive in a binary task")
+    classes: list[str] | str | None = Field(
+        None, description="class names in the wanted order, or a text file with one per line; the last is positive in a binary task"
+    )
     ignore: list[str] = Field(default_factory=list, description="columns that are not inputs")
     missing: list[str] = Field(default_factory=lambda: ["?"], description="texts that mean missing, beside the empty cell")
     encoding: str = Field("utf-8", description="text encoding of CSV files")
@@ -294,8 +296,9 @@ class FurtherSection(Section):
 
 
 class RowsSection(Section):
-    """Rows without labels, among the given ones and beyond them."""
+    """Fewer rows or labels than are given, and rows beyond them."""
 
+    take: int = Field(0, ge=0, description="use this many rows of data.train, chosen by their content and split.seed; 0: all of them")
     labelled: Annotated[int, Field(ge=1)] | None = Field(
         None, description="keep the labels of so many training rows, as many of each class as before; the teacher labels the others"
     )

@@ -46,8 +46,9 @@ def load(
     encoder = SentenceEncoder.open(
         place, pretrained=pretrained, batch_size=int(said.get("batch_size", 64)), max_length=said.get("max_length")
     )
-    head = _fitted(encoder, task, rows, cache, said.get("strength"))
-    return SentenceTeacher(encoder, head, task=task, name=place)
+    seen = Remembered(encoder)
+    head = _fitted(seen, task, rows, cache, said.get("strength"))
+    return SentenceTeacher(seen, head, task=task, name=place)
 
 
 @final
@@ -73,14 +74,20 @@ class Remembered:
         self.encoder = encoder
         self._vectors: dict[str, Array] = {}
 
-    def vectors(self, texts: Array) -> Array:
-        """As the encoder gives them: float32 [rows, width], or [rows, 2, width] of pairs."""
+    def vectors(self, texts: Array, *, keep: bool = True) -> Array:
+        """As the encoder gives them: float32 [rows, width], or [rows, 2, width] of pairs; new ones are kept only when asked to."""
         flat = np.asarray(texts, dtype=object)
         new = [text for text in dict.fromkeys(flat.ravel().tolist()) if text not in self._vectors]
-        self._vectors |= dict(zip(new, self.encoder.vectors(np.array(new, dtype=object)), strict=True))
         if not flat.size:
             return self.encoder.vectors(flat)
-        return np.stack([self._vectors[text] for text in flat.ravel()]).reshape(*flat.shape, -1)
+        found = dict(zip(new, self.encoder.vectors(np.array(new, dtype=object)), strict=True))
+        if keep:
+            self._vectors |= found
+        return np.stack([found[text] if text in found else self._vectors[text] for text in flat.ravel()]).reshape(*flat.shape, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent: the encoder, without what it has said."""
+        return {"encoder": self.encoder, "_vectors": {}}
 
     def digest(self) -> str:
         return self.encoder.digest()
@@ -93,10 +100,9 @@ class Remembered:
 class SentenceTeacher:
     """A sentence encoder and its head behind the Teacher contract; it can be fitted again, which leaves the encoder as it is."""
 
-    def __init__(self, encoder: SentenceEncoder | Remembered, head: Head, *, task: Task, name: str) -> None:
+    def __init__(self, encoder: Remembered, head: Head, *, task: Task, name: str) -> None:
         self.encoder, self.head, self.task, self.name = encoder, head, task, name
         self.classes = task.classes or None
-        self._remembered = encoder if isinstance(encoder, Remembered) else Remembered(encoder)
 
     @property
     def self_scoring(self) -> bool:
@@ -104,11 +110,11 @@ class SentenceTeacher:
         return False
 
     def signals(self, inputs: Any) -> Signals:
-        return {self.task.signal: self.head(self.encoder.vectors(inputs))}
+        return {self.task.signal: self.head(self.encoder.vectors(inputs, keep=False))}
 
     def refit(self, inputs: Any, labels: Array) -> SentenceTeacher:
-        head = fit_head(self._remembered.vectors(inputs), labels, self.task, strength=self.head.strength)
-        return SentenceTeacher(self._remembered, head, task=self.task, name=self.name)
+        head = fit_head(self.encoder.vectors(inputs), labels, self.task, strength=self.head.strength)
+        return SentenceTeacher(self.encoder, head, task=self.task, name=self.name)
 
     def fingerprint(self) -> dict[str, str]:
         version = require("sentence_transformers", "sentences").__version__
@@ -164,7 +170,7 @@ def _binary(features: Array, labels: Array, strength: float) -> tuple[Array, flo
     return fitted.coef_[0], float(fitted.intercept_[0])
 
 
-def _fitted(encoder: SentenceEncoder, task: Task, rows: Rows, cache: Path | None, strength: float | None) -> Head:
+def _fitted(encoder: Remembered, task: Task, rows: Rows, cache: Path | None, strength: float | None) -> Head:
     """The head, from the run's cache when it was fitted before on the same rows."""
     train = rows.part("train")
     there = np.zeros(len(train), dtype=bool) if train.labels is None else task.labelled(train.labels)
@@ -188,16 +194,17 @@ def _fitted(encoder: SentenceEncoder, task: Task, rows: Rows, cache: Path | None
     return head
 
 
-def _best(encoder: SentenceEncoder, task: Task, known: Rows, validation: Rows, strength: float | None) -> Head:
+def _best(encoder: Remembered, task: Task, known: Rows, validation: Rows, strength: float | None) -> Head:
     """The head whose strength serves the validation rows best, by their log-likelihood."""
     assert known.labels is not None
     vectors = encoder.vectors(known.inputs)
     there = np.zeros(len(validation), dtype=bool) if validation.labels is None else task.labelled(validation.labels)
-    if strength is not None or task.kind == "regression" or not there.any() or not task.single_label:
+    if strength is not None or task.kind == "regression" or not there.any():
         return fit_head(vectors, known.labels, task, strength=strength or 10.0)
     judged = validation.take(np.flatnonzero(there))
     seen = encoder.vectors(judged.inputs)
     true = torch.from_numpy(np.asarray(judged.labels))
+    wrong = torch.nn.functional.cross_entropy if task.single_label else torch.nn.functional.binary_cross_entropy_with_logits
     heads = [fit_head(vectors, known.labels, task, strength=each) for each in STRENGTHS]
-    losses = [float(torch.nn.functional.cross_entropy(head(seen), true)) for head in heads]
+    losses = [float(wrong(head(seen), true)) for head in heads]
     return heads[int(np.argmin(losses))]
