@@ -114,9 +114,9 @@ class OptimizerSection(Section):
 
     epochs: int = Field(30, ge=0)
     stop: float = Field(1.0, gt=0, le=1, description="fraction of the epochs after which training ends, on the schedule of all of them")
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, description="of text.bag 32 where it is not said")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(1e-3, ge=0, description="of text.bag 5e-3 where it is not said")
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only, Nesterov")
     momentum_gap: float | None = Field(
@@ -157,6 +157,15 @@ class OptimizerSection(Section):
         return self
 
 
+OWN = {"text.bag": {"lr": 5e-3, "batch_size": 32}}
+"""What a model needs otherwise than others: a bag meets most of its vectors in few rows, so few small steps leave them as they began."""
+
+
+def _with_own(model: Any, train: Any) -> Any:
+    """A section of training with what its model needs, where the recipe does not say it."""
+    return {**OWN[model], **train} if isinstance(model, str) and model in OWN and isinstance(train, dict) else train
+
+
 class TeacherTrainSection(OptimizerSection):
     """A teacher trained from the labels when there is none yet."""
 
@@ -170,6 +179,11 @@ class TeacherTrainSection(OptimizerSection):
         default_factory=list,
         description="train one teacher for each of these values of stop, and take the one whose student is best on validation rows",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, said: Any) -> Any:
+        return _with_own(said.get("model"), said) if isinstance(said, dict) else said
 
     @model_validator(mode="after")
     def _stops_of_a_network(self) -> TeacherTrainSection:
@@ -482,6 +496,13 @@ class Recipe(Section):
     train: OptimizerSection = Field(default_factory=OptimizerSection)
     measure: MeasureSection = Field(default_factory=MeasureSection)
     export: ExportSection = Field(default_factory=ExportSection)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, said: Any) -> Any:
+        if not isinstance(said, dict) or not isinstance(said.get("student"), dict):
+            return said
+        return {**said, "train": _with_own(said["student"].get("model"), said.get("train", {}))}
 
     @model_validator(mode="before")
     @classmethod
