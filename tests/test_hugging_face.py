@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from test_text_runs import BAG, TOPICS, TRAIN, card, distill, rows_of
 
+from understudy import recipe
 from understudy.adapters import hugging_face, hugging_face_language
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
@@ -122,6 +124,13 @@ def test_prompts_and_words_that_cannot_be_asked_are_refused(
     teacher = {"source": place, "options": {"prompt": PROMPT, "verbalisers": {"sport": " sport"}}}
     assert distill(monkeypatch, tmp_path, {"data": data, "teacher": teacher, "student": BAG}) == 2
     assert "U387 teacher.options.verbalisers has words for 1 of 3 classes" in " ".join(capsys.readouterr().err.split())
+
+
+def test_words_for_classes_of_several_words_are_kept_with_the_run() -> None:
+    words = {"New York": " there", "the 2.0": ' a "quote"'}
+    teacher = {"source": "hf:x", "options": {"prompt": PROMPT, "verbalisers": words}}
+    said = recipe.parse({"out": "x", "data": {"train": "x.csv"}, "teacher": teacher, "student": {"model": "text.bag"}})
+    assert recipe.parse(tomllib.loads(recipe.to_toml(said))) == said
 
 
 def test_pairs_are_asked_in_their_places(tmp_path: Path, frame: pd.DataFrame, taught: Path) -> None:

@@ -22,7 +22,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 from understudy import cli
-from understudy.adapters import hugging_face, sentences
+from understudy.adapters import _heads, hugging_face, sentences
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError
@@ -290,10 +290,10 @@ def test_a_head_on_two_classes_or_several_labels_says_what_scikit_learn_says(tmp
     vectors, rng = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32), np.random.default_rng(1)
     labels = (vectors[:, 0] + 0.3 * rng.normal(size=80) > 0).astype(np.int64)
     expected = LogisticRegression(C=10.0).fit(vectors, labels).predict_proba(vectors)
-    said = sentences.fit_head(vectors, labels, Task("binary", ("no", "yes")), strength=10.0)(vectors)
+    said = _heads.fit_head(vectors, labels, Task("binary", ("no", "yes")), strength=10.0)(vectors)
     np.testing.assert_allclose(said.softmax(dim=1).numpy(), expected, atol=1e-3)
     several = np.stack([labels, 1 - labels], axis=1).astype(np.float32)
-    said = sentences.fit_head(vectors, several, Task("multilabel", ("a", "b")), strength=10.0)(vectors)
+    said = _heads.fit_head(vectors, several, Task("multilabel", ("a", "b")), strength=10.0)(vectors)
     np.testing.assert_allclose(said.sigmoid().numpy(), expected[:, ::-1], atol=1e-3)
 
 

@@ -582,11 +582,15 @@ def to_toml(recipe: Recipe) -> str:
 def _write(said: dict[str, Any], place: tuple[str, ...], lines: list[str]) -> None:
     plain = {key: value for key, value in said.items() if not _is_table(value)}
     if place and plain:
-        lines += ["", f"[{'.'.join(place)}]"]
-    lines += [f"{key} = {_value(value)}" for key, value in plain.items()]
+        lines += ["", f"[{'.'.join(map(_key, place))}]"]
+    lines += [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
     for key, value in said.items():
         if isinstance(value, dict) and value:
             _write(value, (*place, key), lines)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _is_table(value: Any) -> bool:
@@ -595,7 +599,7 @@ def _is_table(value: Any) -> bool:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False)
