@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
-from understudy.data.splitting import combine, load_split, overlap, same, save_split, split_rows
+from understudy.data.splitting import combine, load_split, overlap, same, save_split, some, split_rows
 from understudy.errors import DataError
 from understudy.tasks import Task
 
@@ -46,6 +46,17 @@ def test_order_does_not_matter_and_equal_rows_stay_together(rows: list[tuple[int
     assert (moved.split == split.split[order]).all()
     assert len(overlap(split)) == 0
     assert set(split.split) == {"train", "validation", "test"}
+
+
+def test_some_rows_are_the_same_whatever_the_order_and_leave_held_out_rows_alone() -> None:
+    rows = made(list(range(100)), np.arange(100) % 3)
+    few = some(rows, 30, seed=1)
+    assert len(few) == 30 and set(some(rows.take(np.arange(100)[::-1]), 30, seed=1).inputs["x"]) == set(few.inputs["x"])
+    assert set(some(rows, 30, seed=2).inputs["x"]) != set(few.inputs["x"])
+    assert set(few.inputs["x"]) < set(some(rows, 40, seed=1).inputs["x"])  # what is taught for few serves more
+    assert some(rows, 100, seed=0) is rows
+    marked = made(list(range(40)), np.arange(40) % 3, ["train"] * 20 + ["test"] * 20)
+    assert counts(some(marked, 5, seed=0)) == {"train": 5, "test": 20}
 
 
 @pytest.mark.parametrize("seed", [0, 1, -5])

@@ -13,12 +13,14 @@ import texts as made_up
 import torch
 
 from understudy.data.keys import content_keys
-from understudy.data.labelling import spread
+from understudy.data.labelling import read_classes, spread
 from understudy.data.nearness import near_twins
 from understudy.data.rows import Rows
 from understudy.data.texts import read_texts
 from understudy.data.tokenizing import TextEncoding
 from understudy.errors import DataError
+from understudy.make.rows import load_rows
+from understudy.recipe import parse
 from understudy.students import text
 from understudy.students.preprocessing import TextPreprocessing, trimmed
 
@@ -132,6 +134,27 @@ def test_several_labels_in_one_cell() -> None:
     assert spread(pd.Series(["b|a", "a"]), "|", None).to_numpy().tolist() == [[1, 1], [1, 0]]
     with pytest.raises(DataError, match="U415 row 1 has the label 'hate'"):
         spread(pd.Series(["joy", "hate"]), ",", ["joy", "love"])
+
+
+def test_classes_are_named_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\ufeffjoy\nlove\n\n fear \n", encoding="utf-8")
+    assert read_classes(tmp_path / "labels.txt") == ["joy", "love", "fear"]
+    lines = [f'"0,2",one {n}\n1,two {n}\n2,three {n}\n' for n in range(6)]
+    (tmp_path / "rows.csv").write_text("labels,text\n" + "".join(lines), encoding="utf-8")
+    data = {"root": str(tmp_path), "train": "rows.csv", "text": "text", "label": "labels", "separator": ","}
+    said = {"out": "x", "teacher": {"source": "x"}, "student": {"model": "text.bag"}, "split": {"validation": 0.3, "test": 0.3}}
+    loaded = load_rows(parse({**said, "data": {**data, "classes": "labels.txt"}}))
+    assert loaded.task.classes == ("joy", "love", "fear") and loaded.task.kind == "multilabel"
+    assert loaded.rows.labels is not None
+    found = {text.split()[0]: row for text, row in zip(loaded.rows.inputs, loaded.rows.labels.tolist(), strict=True)}
+    assert found == {"one": [1, 0, 1], "two": [0, 1, 0], "three": [0, 0, 1]}
+    few = load_rows(parse({**said, "data": {**data, "classes": "labels.txt"}, "rows": {"take": 12}}))
+    assert len(few.rows) == 12
+    with pytest.raises(DataError, match=r"U100 no file label.txt in .*; did you mean 'labels.txt'"):
+        load_rows(parse({**said, "data": {**data, "classes": "label.txt"}}))
+    (tmp_path / "none.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"U404 .*none.txt \(data.classes\) names no class: write one name per line"):
+        load_rows(parse({**said, "data": {**data, "classes": "none.txt"}}))
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 from understudy import cli
-from understudy.adapters import hugging_face, sentences
+from understudy.adapters import _heads, hugging_face, sentences
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError
@@ -118,9 +118,21 @@ def test_the_page_on_texts_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "argv", ["understudy", "distill", "news.toml", "--set", "measure.latency=false"])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
+    assert json.loads(Path("runs/news/scorecard.json").read_text())["models"]["exported"]["quality"]["accuracy"]["mean"] > 0.9
     (command,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     done = subprocess.run([sys.executable, *command.split()[1:]], capture_output=True, text=True, check=False)
     assert "240 rows answered in predictions.csv" in done.stdout, done.stderr
+
+
+def test_a_bag_has_a_rate_and_a_batch_of_its_own_where_the_recipe_says_none() -> None:
+    said: dict[str, Any] = {"out": "x", "data": {"train": "x.csv"}, "teacher": {"source": "x"}, "student": {"model": "text.bag"}}
+    assert (parse(said).train.lr, parse(said).train.batch_size) == (5e-3, 32)
+    asked = parse({**said, "train": {"lr": 1e-3, "epochs": 3}}).train
+    assert (asked.lr, asked.batch_size, asked.epochs) == (1e-3, 32, 3)
+    other = parse({**said, "student": {"model": "text.transformer"}}).train
+    assert (other.lr, other.batch_size) == (1e-3, 128)
+    taught = parse({**said, "teacher": {"train": {"model": "text.bag"}}, "student": {"model": "text.transformer"}})
+    assert taught.teacher.train is not None and taught.teacher.train.lr == 5e-3 and taught.train.lr == 1e-3
 
 
 def test_predict_reads_texts_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +290,10 @@ def test_a_head_on_two_classes_or_several_labels_says_what_scikit_learn_says(tmp
     vectors, rng = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32), np.random.default_rng(1)
     labels = (vectors[:, 0] + 0.3 * rng.normal(size=80) > 0).astype(np.int64)
     expected = LogisticRegression(C=10.0).fit(vectors, labels).predict_proba(vectors)
-    said = sentences.fit_head(vectors, labels, Task("binary", ("no", "yes")), strength=10.0)(vectors)
+    said = _heads.fit_head(vectors, labels, Task("binary", ("no", "yes")), strength=10.0)(vectors)
     np.testing.assert_allclose(said.softmax(dim=1).numpy(), expected, atol=1e-3)
     several = np.stack([labels, 1 - labels], axis=1).astype(np.float32)
-    said = sentences.fit_head(vectors, several, Task("multilabel", ("a", "b")), strength=10.0)(vectors)
+    said = _heads.fit_head(vectors, several, Task("multilabel", ("a", "b")), strength=10.0)(vectors)
     np.testing.assert_allclose(said.sigmoid().numpy(), expected[:, ::-1], atol=1e-3)
 
 

@@ -84,6 +84,61 @@ def classifier(folder: Path, labels: list[str], *, padding: bool = True, head: b
     return folder
 
 
+def language_tokenizer(folder: Path, corpus: list[str], *, padding: bool = False) -> Any:
+    """A byte-level tokenizer learned on the spot, in the layout of GPT-2: without a padding token unless it is asked for."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    marks = ["<end>", *(["<pad>"] if padding else [])]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=marks, show_progress=False, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
+    made.train_from_iterator(corpus, trainer)
+    named = {"pad_token": "<pad>"} if padding else {}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>", model_max_length=64, **named)
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def language_model(
+    folder: Path, corpus: list[str], *, kind: str = "gpt2", padding: bool = False, steps: int = 0, seed: int = 0, headless: bool = False
+) -> Path:
+    """A causal language model (`gpt2` or `llama`) with random weights, or trained for some steps on these texts."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = language_tokenizer(folder, corpus, padding=padding)
+    marks = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": words.pad_token_id}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "gpt2":
+            model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=2, n_head=2, **marks))
+        else:
+            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+            model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=64, **sizes, **marks))
+        if steps:
+            _train_language(model, words, corpus, steps)
+    (model.transformer if headless else model).save_pretrained(folder)
+    return folder
+
+
+def _train_language(model: Any, words: Any, corpus: list[str], steps: int) -> None:
+    rows = [torch.tensor(words(text)["input_ids"][:64]) for text in corpus]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model.train()
+    for _ in range(steps):
+        some = tokens[torch.randint(len(tokens), (32,))]
+        loss = model(input_ids=some.clamp_min(0), attention_mask=(some >= 0).long(), labels=some).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
 def encoder(folder: Path, seed: int = 0) -> Path:
     """A sentence encoder with random weights: mean of the last states, as MiniLM has it."""
     from transformers import BertModel

@@ -348,9 +348,10 @@ def explain(recipe: Recipe) -> str:
 
     Without data a task of "auto" is taken as classes, three of them unless the recipe names its own.
     """
-    kind = "multiclass" if recipe.task == "auto" else recipe.task
+    several = recipe.data.separator is not None
+    kind = ("multilabel" if several else "multiclass") if recipe.task == "auto" else recipe.task
     names = ("no", "yes") if kind == "binary" else ("a", "b", "c")
-    task = Task(kind, () if kind == "regression" else tuple(recipe.data.classes or names))
+    task = Task(kind, () if kind == "regression" else tuple(recipe.data.classes if isinstance(recipe.data.classes, list) else names))
     options = recipe.train.model_copy(update={"class_weights": None})  # they follow from the labels
     objective = build_objective(recipe.model_copy(update={"train": options}), task, None)
     lines = [f"total = {objective.formula()}", ""]

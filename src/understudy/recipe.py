@@ -70,7 +70,9 @@ class DataSection(Section):
     labels: str | None = Field(None, description="CSV with the labels of images or sound files: columns `file` and the label column")
     file: str = Field("file", description="column of the labels CSV that names the file (with or without its ending)")
     split: str | None = Field(None, description="column that holds train, validation or test")
-    classes: list[str] | None = Field(None, description="class names in the wanted order; the last is positive in a binary task")
+    classes: list[str] | str | None = Field(
+        None, description="class names in the wanted order, or a text file with one per line; the last is positive in a binary task"
+    )
     ignore: list[str] = Field(default_factory=list, description="columns that are not inputs")
     missing: list[str] = Field(default_factory=lambda: ["?"], description="texts that mean missing, beside the empty cell")
     encoding: str = Field("utf-8", description="text encoding of CSV files")
@@ -112,9 +114,9 @@ class OptimizerSection(Section):
 
     epochs: int = Field(30, ge=0)
     stop: float = Field(1.0, gt=0, le=1, description="fraction of the epochs after which training ends, on the schedule of all of them")
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, description="of text.bag 32 where it is not said")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(1e-3, ge=0, description="of text.bag 5e-3 where it is not said")
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only, Nesterov")
     momentum_gap: float | None = Field(
@@ -155,6 +157,15 @@ class OptimizerSection(Section):
         return self
 
 
+OWN = {"text.bag": {"lr": 5e-3, "batch_size": 32}}
+"""What a model needs otherwise than others: a bag meets most of its vectors in few rows, so few small steps leave them as they began."""
+
+
+def _with_own(model: Any, train: Any) -> Any:
+    """A section of training with what its model needs, where the recipe does not say it."""
+    return {**OWN[model], **train} if isinstance(model, str) and model in OWN and isinstance(train, dict) else train
+
+
 class TeacherTrainSection(OptimizerSection):
     """A teacher trained from the labels when there is none yet."""
 
@@ -168,6 +179,11 @@ class TeacherTrainSection(OptimizerSection):
         default_factory=list,
         description="train one teacher for each of these values of stop, and take the one whose student is best on validation rows",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, said: Any) -> Any:
+        return _with_own(said.get("model"), said) if isinstance(said, dict) else said
 
     @model_validator(mode="after")
     def _stops_of_a_network(self) -> TeacherTrainSection:
@@ -294,8 +310,9 @@ class FurtherSection(Section):
 
 
 class RowsSection(Section):
-    """Rows without labels, among the given ones and beyond them."""
+    """Fewer rows or labels than are given, and rows beyond them."""
 
+    take: int = Field(0, ge=0, description="use this many rows of data.train, chosen by their content and split.seed; 0: all of them")
     labelled: Annotated[int, Field(ge=1)] | None = Field(
         None, description="keep the labels of so many training rows, as many of each class as before; the teacher labels the others"
     )
@@ -482,6 +499,13 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _own_defaults(cls, said: Any) -> Any:
+        if not isinstance(said, dict) or not isinstance(said.get("student"), dict):
+            return said
+        return {**said, "train": _with_own(said["student"].get("model"), said.get("train", {}))}
+
+    @model_validator(mode="before")
+    @classmethod
     def _teacher_of_its_own(cls, said: Any) -> Any:
         """Who teaches where no teacher is named: the cohort itself, or a first network of the student's model."""
         if not isinstance(said, dict) or "teacher" in said:
@@ -558,11 +582,15 @@ def to_toml(recipe: Recipe) -> str:
 def _write(said: dict[str, Any], place: tuple[str, ...], lines: list[str]) -> None:
     plain = {key: value for key, value in said.items() if not _is_table(value)}
     if place and plain:
-        lines += ["", f"[{'.'.join(place)}]"]
-    lines += [f"{key} = {_value(value)}" for key, value in plain.items()]
+        lines += ["", f"[{'.'.join(map(_key, place))}]"]
+    lines += [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
     for key, value in said.items():
         if isinstance(value, dict) and value:
             _write(value, (*place, key), lines)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _is_table(value: Any) -> bool:
@@ -571,7 +599,7 @@ def _is_table(value: Any) -> bool:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False)

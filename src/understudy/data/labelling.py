@@ -11,11 +11,13 @@ every other case -1 is a class, with a warning unless the other is 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from understudy.data._delimited import check_there, decode
 from understudy.data._source import place
 from understudy.errors import DataError, Problem, did_you_mean
 from understudy.tasks import Task, TaskKind
@@ -78,6 +80,15 @@ def spread(raw: pd.Series[Any], separator: str, declared: Sequence[str] | None, 
     table[cells.notna().to_numpy()] = 0
     table[parts.index.to_numpy(), parts.map(listed).to_numpy(dtype=np.int64)] = 1
     return pd.DataFrame(table, columns=classes)
+
+
+def read_classes(path: Path) -> list[str]:
+    """The class names of a text file, one per line. DataError U100 without the file, U404 when it names none."""
+    check_there(path)
+    names = [line.strip() for line in decode(path, "utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path} (data.classes) names no class: write one name per line, in the order of the labels", code="U404")
+    return names
 
 
 def to_names(labels: Array, task: Task) -> Array:

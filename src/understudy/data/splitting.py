@@ -90,6 +90,15 @@ def combine(
     return _concatenate([train, *marked], task)
 
 
+def some(rows: Rows, count: int, *, seed: int) -> Rows:
+    """At most this many rows (of those marked `train` where a split is given), the same ones whatever the order; equal rows may part."""
+    train = np.arange(len(rows)) if rows.split is None else np.flatnonzero(rows.split == "train")
+    if count >= len(train):
+        return rows
+    left_out = train[np.argsort(_shuffle(rows.keys[train], seed), kind="stable")[count:]]
+    return rows.take(np.setdiff1d(np.arange(len(rows)), left_out))
+
+
 def split_groups(groups: Array, *, validation: float, test: float, seed: int) -> Array:
     """A split word per row, such that rows of one group (a speaker) are never in two splits.
 

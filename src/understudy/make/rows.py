@@ -75,6 +75,8 @@ def load_rows(recipe: Recipe, cache: Path | None = None) -> Loaded:
     sources = _same_length(sources)
     _same_inputs(sources)
     parts = {part: _rows(source, labels[part], sources["train"]) for part, source in sources.items()}
+    if recipe.rows.take:
+        parts["train"] = splitting.some(parts["train"], recipe.rows.take, seed=recipe.split.seed)
     rows = _split(recipe, parts, task)
     rows, more = _without_overlap(rows, said.overlap)
     rows = rows if recipe.rows.labelled is None else _labelled(rows, task, recipe.rows.labelled, recipe.split.seed)
@@ -234,7 +236,7 @@ def _labels(recipe: Recipe, sources: dict[str, Source], problems: list[Problem])
     if recipe.task == "matching":
         return pairing.matching(recipe, sources)
     given = {part: source.labels for part, source in sources.items() if source.labels is not None}
-    declared = recipe.data.classes or next((list(source.classes) for source in sources.values() if source.classes), None)
+    declared = class_names(recipe.data) or next((list(source.classes) for source in sources.values() if source.classes), None)
     if not given:
         task, _, found = labelling.decide(recipe.task, None, declared)
         problems += found
@@ -251,6 +253,11 @@ def _labels(recipe: Recipe, sources: dict[str, Source], problems: list[Problem])
     ends = np.cumsum([len(given[part]) for part in given])[:-1]
     split = dict(zip(given, np.split(labels, ends), strict=True))
     return task, {part: split.get(part) for part in sources}
+
+
+def class_names(said: DataSection) -> list[str] | None:
+    """The declared classes, of the list or of the file that names them; None where nothing is declared."""
+    return labelling.read_classes(Path(said.root, said.classes)) if isinstance(said.classes, str) else said.classes
 
 
 def _names(source: Source) -> np.ndarray[Any, Any]:

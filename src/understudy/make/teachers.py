@@ -92,13 +92,18 @@ def _load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | Non
 
 
 def _published_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None, rate: int) -> Teacher:
-    from understudy.adapters import hugging_face, hugging_face_speech, sentences
+    from understudy.adapters import hugging_face, hugging_face_language, hugging_face_speech, sentences
 
     source, classes = str(said.source), _class_names(said.classes)
     if rows.kind == "audio" and source.startswith("hf:"):
         return hugging_face_speech.load(source, task=task, rate=rate, classes=classes, pretrained=said.pretrained, options=said.options)
     if rows.kind != "text":
         raise TeacherError(f"{source} reads texts, the rows are of kind {rows.kind!r}; name the column of texts: data.text", code="U411")
+    asked: dict[str, Any] = {"task": task, "pretrained": said.pretrained, "options": said.options}
+    if source.startswith("hf:") and ("prompt" in said.options or "verbalisers" in said.options):
+        return hugging_face_language.load(source, pairs=rows.inputs.ndim == 2, **asked)
+    if source.startswith("hf:") and "pooling" in said.options:
+        return hugging_face.load_pooled(source, rows=rows, cache=cache, **asked)
     if source.startswith("hf:"):
         return hugging_face.load(source, task=task, classes=classes, pretrained=said.pretrained, options=said.options)
     return sentences.load(source, task=task, rows=rows, cache=cache, pretrained=said.pretrained, options=said.options)
