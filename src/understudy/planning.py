@@ -1,7 +1,8 @@
 """What a run will take, from a probe: the same stages on a few rows, at growing sizes until half a minute is gone.
 
-Time and bytes grow in a straight line through the two largest sizes, epochs by their mean; what a probe cannot see (other
-work on the machine, early stopping) a plan does not foresee.
+The first size is done twice: what the first time took longer is what a process pays once. From there a figure is a fixed part and one
+that grows with the rows (trees: rows times their logarithm), fitted to all sizes. What a probe cannot see (other work on the
+machine, early stopping) a plan does not foresee.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,7 @@ from typing import Any, final
 import numpy as np
 import psutil
 from rich.console import Console
+from scipy.optimize import nnls
 
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
@@ -33,8 +35,11 @@ from understudy.stages.training import train_pair
 from understudy.students.student import Student
 
 PROBE_SECONDS = 30.0
-FIRST_ROWS, GROWTH = 128, 4
+FIRST_ROWS, GROWTH = 128, 16
 EPOCHS = 3
+SHARE = 0.6
+"""Of the time that is left, the part that the next size may be expected to take."""
+ESTIMATORS = ("forest", "boosted", "tree")
 OF_EACH_CLASS = 6
 """One for each fold of out-of-fold teachers, and one more."""
 
@@ -42,7 +47,7 @@ OF_EACH_CLASS = 6
 @final
 @dataclass(frozen=True)
 class Probed:
-    """What one size of the probe came to; `fixed` seconds of a training are those outside of its epochs."""
+    """What one size of the probe came to; `fixed` seconds of a training are those outside of its epochs, `peak` the bytes held at most."""
 
     rows: int
     held_out: int
@@ -51,23 +56,35 @@ class Probed:
     seconds: dict[str, float]
     fixed: dict[str, float]
     whole: float
+    peak: float = 0.0
 
 
 def probe(run: Run, seconds: float = PROBE_SECONDS) -> list[Probed]:
-    """The stages of this run at growing sizes; the first warms up and is left out when there are enough."""
+    """The stages of this run at growing sizes, the first of them twice: the first time warms up."""
     _refuse_unprobed(run)
     began, rows, found = time.perf_counter(), int(np.count_nonzero(run.rows.split == "train")), list[Probed]()
-    size = min(FIRST_ROWS, rows)
-    while True:
-        found.append(_probe_one(run, size))
-        left = seconds - (time.perf_counter() - began)
-        if size == rows and len(found) > 1:
-            break
-        growth = GROWTH if found[-1].whole * GROWTH < left / 2 else 2
-        if len(found) > 1 and found[-1].whole * growth > left:
-            break
-        size = min(rows, size * growth)
+    size: int | None = min(FIRST_ROWS, rows)
+    while size is not None:
+        found.append(_probe_one(run, size, first=not found))
+        size = next_size(found, rows, seconds - (time.perf_counter() - began))
     return found
+
+
+def next_size(found: Sequence[Probed], rows: int, left: float) -> int | None:
+    """How many rows to probe next in the seconds that are left: as many as can be, for what lies far beyond is foreseen badly."""
+    last = found[-1]
+    if len(found) == 1:
+        return last.rows if last.whole < left else None
+    if last.rows == rows:
+        return None
+    sizes, wholes = [each.rows for each in found[1:]], [each.whole for each in found[1:]]
+    for power in range(GROWTH.bit_length() - 1, 0, -1):
+        size = min(rows, last.rows * 2**power)
+        # a part that is fixed is known once there are two sizes; until then all of it is taken to grow
+        expected = grown(sizes, wholes, size) if len(set(sizes)) > 1 else last.whole * size / last.rows
+        if expected < SHARE * left:
+            return size
+    return None
 
 
 def _refuse_unprobed(run: Run) -> None:
@@ -78,7 +95,7 @@ def _refuse_unprobed(run: Run) -> None:
         raise RecipeError(f"a plan probes a teacher, a student and a control; this recipe has {what}", code="U469")
 
 
-def _probe_one(run: Run, size: int) -> Probed:
+def _probe_one(run: Run, size: int, *, first: bool) -> Probed:
     with tempfile.TemporaryDirectory(prefix="understudy-plan-") as name:
         folder, began = Path(name), time.perf_counter()
         small = _small(run, size, folder)
@@ -91,15 +108,17 @@ def _probe_one(run: Run, size: int) -> Probed:
         places = {"teacher": folder / "teacher", "student": folder / "seed-0" / "student", "control": folder / "seed-0" / "control"}
         for part, place in places.items():
             seconds[part], fixed[part] = _epoch(place)
-        if (folder / TIMES).exists() and not fixed["teacher"] and not seconds["teacher"]:  # an estimator, which has no epochs
-            fixed["teacher"] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
+        if (folder / TIMES).exists():  # what the run notes of it: more than its epochs, and of an estimator all
+            took = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
+            epochs = 0 if small.recipe.teacher.train is None else small.recipe.teacher.train.epochs
+            fixed["teacher"] = max(0.0, took - epochs * seconds["teacher"])
         run.views = small.views
         stored = [stored_bytes(folder / "transfer" / part) for part in ("training", "held_out")]
         rest = int(np.count_nonzero(small.rows.split != "train"))
-        probed = Probed(size, rest, stored[0], stored[1], seconds, fixed, time.perf_counter() - began)
-        if size == min(FIRST_ROWS, int(np.count_nonzero(run.rows.split == "train"))):
+        whole = time.perf_counter() - began
+        if first:
             _write_once(small, pair["student"])
-        return probed
+        return Probed(size, rest, stored[0], stored[1], seconds, fixed, whole, peak_memory())
 
 
 def _write_once(run: Run, student: Student) -> None:
@@ -174,18 +193,27 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     recipe, rows = run.recipe, int(np.count_nonzero(run.rows.split == "train"))
     seeds = len(recipe.seeds)
 
-    def at_whole(figures: list[float]) -> float:
-        return on_line([each.rows for each in found], figures, rows)
+    warm, trees = found[1:] or found, trees_of(recipe)
+
+    def at_whole(figures: list[float], *, part: str = "") -> float:
+        return grown([each.rows for each in warm], figures, rows, logarithm=part in trees)
+
+    def once(part: str) -> float:
+        """What the first time in a process took longer than the second."""
+        if len(found) == 1:
+            return 0.0
+        first, second = (each.fixed.get(part, each.seconds[part]) for each in found[:2])
+        return max(0.0, first - second)
 
     def training(part: str, epochs: float, times: int) -> float:
-        epoch = at_whole([each.seconds[part] for each in found])
-        return (epochs * epoch + at_whole([each.fixed[part] for each in found])) * times
+        epoch = at_whole([each.seconds[part] for each in warm])
+        return (epochs * epoch + at_whole([each.fixed[part] for each in warm], part=part)) * times + once(part)
 
-    held_out = on_line([each.held_out for each in found], [each.held_out_bytes for each in found], len(run.rows) - rows)
-    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in found]) + held_out, "memory": _memory(run, found, rows)}
+    held_out = grown([each.held_out for each in warm], [each.held_out_bytes for each in warm], len(run.rows) - rows)
+    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in warm]) + held_out, "memory": _memory(run, warm, rows)}
     if recipe.teacher.train is not None:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
-    parts["teaching"] = at_whole([each.seconds["teaching"] for each in found])
+    parts["teaching"] = at_whole([each.seconds["teaching"] for each in warm], part="teaching") + once("teaching")
     train = run.rows.part("train")
     alone = 0 if train.labels is None else int(run.task.labelled(train.labels).sum())
     # the control takes as many steps as the student, in more epochs of its fewer rows
@@ -199,27 +227,56 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     return {"recipe": identity(recipe), "counts": counts, "parts": {k: v for k, v in parts.items() if v}, "probe": probed}
 
 
-def on_line(sizes: list[int], figures: list[float], whole: int) -> float:
-    """The figure at the whole size, on the line through the two largest sizes, which is not let fall.
+def grown(sizes: Sequence[int], figures: Sequence[float], whole: int, *, logarithm: bool = False) -> float:
+    """The figure at the whole size: a fixed part and one that grows with the rows, neither below zero, nearest to all figures.
 
-    >>> on_line([10, 20], [3.0, 5.0], 100), on_line([20], [5.0], 100)
-    (21.0, 25.0)
+    Errors count as parts of the figures, so that one size weighs as much as another. With `logarithm` rows are counted times
+    their logarithm, as they are sorted for trees.
+
+    >>> [round(grown([10, 20], [3.0, 5.0], 100), 6), round(grown([20], [5.0], 100), 6), round(grown([10, 20], [5.0, 4.0], 100), 1)]
+    [21.0, 25.0, 4.4]
     """
-    if len(sizes) == 1 or sizes[-1] == sizes[-2]:
-        return figures[-1] * whole / sizes[-1]
-    slope = max(0.0, figures[-1] - figures[-2]) / (sizes[-1] - sizes[-2])
-    return figures[-1] + slope * (whole - sizes[-1])
+
+    def count(rows: float) -> float:
+        return rows * np.log2(max(rows, 2)) if logarithm else rows
+
+    known = [(count(size), figure) for size, figure in zip(sizes, figures, strict=True) if figure > 0]
+    if not known:
+        return 0.0
+    counts, values = (np.array(each) for each in zip(*known, strict=True))
+    if len(set(counts)) == 1:  # nothing is known of a fixed part
+        return float(values.mean() * count(whole) / counts[0])
+    parts, _ = nnls(np.stack([1 / values, counts / values], axis=1), np.ones(len(values)))
+    return float(parts[0] + parts[1] * count(whole))
 
 
-def _memory(run: Run, found: list[Probed], rows: int) -> float:
+def trees_of(recipe: Recipe) -> set[str]:
+    """The parts of a plan whose rows are sorted for trees: a forest that teaches, its copies for out-of-fold answers, a student tree."""
+    found = {"teacher", "teaching"} if recipe.teacher.train is not None and recipe.teacher.train.model == "forest" else set[str]()
+    return found | ({"student", "control"} if recipe.student.model == "tree" else set[str]())
+
+
+def _memory(run: Run, found: Sequence[Probed], rows: int) -> float:
     """The most that this process held until now, and what the rows that the probe left out will add."""
     assert run.loaded is not None
     train = run.lesson.rows.part("train")
     some = encode(train.take(slice(0, 8)).inputs, train.kind, run.lesson.encoding)
-    left_out = (rows - found[-1].rows) * (1 + run.recipe.rows.synthetic)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
-    each = 2 * some[:1].nbytes + 2 * 4 * run.task.outputs
-    return peak_memory() + left_out * each
+    each = (1 + run.recipe.rows.synthetic) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
+    own = run.recipe.teacher.train
+    if (own is not None and own.model in ESTIMATORS) or run.recipe.student.model in ESTIMATORS:
+        each = max(each, steepest(found))  # a forest grows with its rows
+    return peak_memory() + (rows - found[-1].rows) * each
+
+
+def steepest(found: Sequence[Probed]) -> float:
+    """Bytes that the last rows of a probe added to the most that was held, per row.
+
+    >>> steepest([Probed(rows, 0, 0, 0, {}, {}, 0, peak) for rows, peak in ((128, 500), (128, 520), (256, 776), (1024, 4616))])
+    5.0
+    """
+    before = [each for each in found if each.rows < found[-1].rows]
+    return (found[-1].peak - before[-1].peak) / (found[-1].rows - before[-1].rows) if before else 0.0
 
 
 def refused(run: Run, parts: dict[str, float]) -> list[Problem]:
@@ -246,9 +303,11 @@ def keep(run: Run, plan: dict[str, Any]) -> None:
 
 
 def told_seconds(seconds: float) -> str:
-    """A time for people.
+    """A time for people; what is over in a moment is not foreseen to the tenth.
 
-    >>> told_seconds(4.2), told_seconds(400), told_seconds(9000)
-    ('4.2 s', '6.7 min', '2.5 h')
+    >>> told_seconds(0.3), told_seconds(4.2), told_seconds(400), told_seconds(9000)
+    ('under a second', '4.2 s', '6.7 min', '2.5 h')
     """
+    if seconds < 1:
+        return "under a second"
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
