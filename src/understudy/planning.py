@@ -26,6 +26,7 @@ from understudy.errors import Problem, RecipeError
 from understudy.exporting import artifact
 from understudy.make.lessons import with_steps_of
 from understudy.make.rows import encode
+from understudy.make.students import is_estimator
 from understudy.recipe import Recipe
 from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
 from understudy.stages._run import Run, write_json
@@ -39,7 +40,8 @@ FIRST_ROWS, GROWTH = 128, 16
 EPOCHS = 3
 SHARE = 0.6
 """Of the time that is left, the part that the next size may be expected to take."""
-ESTIMATORS = ("forest", "boosted", "tree")
+ESTIMATORS = ("forest", "boosted")
+"""Teachers that grow with their rows."""
 OF_EACH_CLASS = 6
 """One for each fold of out-of-fold teachers, and one more."""
 
@@ -65,9 +67,21 @@ def probe(run: Run, seconds: float = PROBE_SECONDS) -> list[Probed]:
     began, rows, found = time.perf_counter(), int(np.count_nonzero(run.rows.split == "train")), list[Probed]()
     size: int | None = min(FIRST_ROWS, rows)
     while size is not None:
-        found.append(_probe_one(run, size, first=not found))
+        found.append(_probe_one(run, size, lesson_epochs(run.recipe, found, size, seconds), first=not found))
         size = next_size(found, rows, seconds - (time.perf_counter() - began))
     return found
+
+
+def lesson_epochs(recipe: Recipe, found: Sequence[Probed], rows: int, seconds: float) -> int:
+    """The epochs of a probe's teacher: few, but as many as a tenth of the probe allows where a tree learns from it.
+
+    A teacher that knows little spreads its answers over all classes, and a tree is fitted on as many weighted copies of each row.
+    """
+    own = recipe.teacher.train
+    if own is None or not is_estimator(recipe.student.model) or not found:
+        return EPOCHS
+    epoch = found[-1].seconds["teacher"] * rows / found[-1].rows
+    return EPOCHS if epoch <= 0 else max(EPOCHS, min(own.epochs, int(seconds / 10 / epoch)))
 
 
 def next_size(found: Sequence[Probed], rows: int, left: float) -> int | None:
@@ -80,8 +94,10 @@ def next_size(found: Sequence[Probed], rows: int, left: float) -> int | None:
     sizes, wholes = [each.rows for each in found[1:]], [each.whole for each in found[1:]]
     for power in range(GROWTH.bit_length() - 1, 0, -1):
         size = min(rows, last.rows * 2**power)
-        # a part that is fixed is known once there are two sizes; until then all of it is taken to grow
-        expected = grown(sizes, wholes, size) if len(set(sizes)) > 1 else last.whole * size / last.rows
+        if len(set(sizes)) > 1:
+            expected = grown(sizes, wholes, size)
+        else:  # all of it may grow; but nothing is known without a second size, so twice as many are tried at any rate
+            expected = last.whole * (size / last.rows if power > 1 else SHARE)
         if expected < SHARE * left:
             return size
     return None
@@ -95,10 +111,10 @@ def _refuse_unprobed(run: Run) -> None:
         raise RecipeError(f"a plan probes a teacher, a student and a control; this recipe has {what}", code="U469")
 
 
-def _probe_one(run: Run, size: int, *, first: bool) -> Probed:
+def _probe_one(run: Run, size: int, epochs: int, *, first: bool) -> Probed:
     with tempfile.TemporaryDirectory(prefix="understudy-plan-") as name:
         folder, began = Path(name), time.perf_counter()
-        small = _small(run, size, folder)
+        small = _small(run, size, folder, epochs)
         prepare_teacher(small)
         started = time.perf_counter()
         teach_rows(small)
@@ -110,8 +126,8 @@ def _probe_one(run: Run, size: int, *, first: bool) -> Probed:
             seconds[part], fixed[part] = _epoch(place)
         if (folder / TIMES).exists():  # what the run notes of it: more than its epochs, and of an estimator all
             took = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
-            epochs = 0 if small.recipe.teacher.train is None else small.recipe.teacher.train.epochs
-            fixed["teacher"] = max(0.0, took - epochs * seconds["teacher"])
+            asked = 0 if small.recipe.teacher.train is None else small.recipe.teacher.train.epochs
+            fixed["teacher"] = max(0.0, took - asked * seconds["teacher"])
         run.views = small.views
         stored = [stored_bytes(folder / "transfer" / part) for part in ("training", "held_out")]
         rest = int(np.count_nonzero(small.rows.split != "train"))
@@ -128,13 +144,13 @@ def _write_once(run: Run, student: Student) -> None:
     artifact.check_exportable(student, encode(train.take(slice(0, 2)).inputs, train.kind, run.loaded.encoding))
 
 
-def _small(run: Run, size: int, folder: Path) -> Run:
+def _small(run: Run, size: int, folder: Path, epochs: int = EPOCHS) -> Run:
     """This run with fewer rows of each part and few epochs, in a folder of its own."""
     assert run.loaded is not None
     share = size / max(1, int(np.count_nonzero(run.rows.split == "train")))
     labels = run.rows.labels if run.task.single_label else None
     kept = [_first(np.flatnonzero(run.rows.split == part), share, labels) for part in ("train", "validation", "test")]
-    recipe = _short(run.recipe, folder)
+    recipe = _short(run.recipe, folder, epochs)
     small = Run(recipe, folder, Console(quiet=True))
     small.loaded = replace(run.loaded, rows=_taken(run.rows, kept))
     return small
@@ -158,11 +174,11 @@ def _taken(rows: Rows, kept: Iterable[np.ndarray[Any, Any]]) -> Rows:
     return rows.take(np.sort(np.concatenate(list(kept))))
 
 
-def _short(recipe: Recipe, folder: Path) -> Recipe:
+def _short(recipe: Recipe, folder: Path, epochs: int = EPOCHS) -> Recipe:
     few = {"epochs": min(EPOCHS, recipe.train.epochs), "stop": 1.0, "max_time": None, "patience": None}
     teacher = recipe.teacher.model_copy(update={"accept_score": True, "accept_mapping": True, "expect": None})
     if teacher.train is not None:
-        own = few | {"epochs": min(EPOCHS, teacher.train.epochs)}
+        own = few | {"epochs": min(epochs, teacher.train.epochs)}
         teacher = teacher.model_copy(update={"train": teacher.train.model_copy(update=own)})
     members = [
         each
@@ -262,9 +278,9 @@ def _memory(run: Run, found: Sequence[Probed], rows: int) -> float:
     train = run.lesson.rows.part("train")
     some = encode(train.take(slice(0, 8)).inputs, train.kind, run.lesson.encoding)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
-    each = (1 + run.recipe.rows.synthetic) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
+    each: float = (1 + run.recipe.rows.synthetic) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
     own = run.recipe.teacher.train
-    if (own is not None and own.model in ESTIMATORS) or run.recipe.student.model in ESTIMATORS:
+    if (own is not None and own.model in ESTIMATORS) or is_estimator(run.recipe.student.model):
         each = max(each, steepest(found))  # a forest grows with its rows
     return peak_memory() + (rows - found[-1].rows) * each
 

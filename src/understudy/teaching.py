@@ -179,7 +179,8 @@ def _encoding_there(
     """
     if not _is_settled(writer):
         first = chunk[: math.ceil(MEASURED_ROWS / questions.batch_size) * questions.batch_size]
-        said = joined(next(answers(questions, rows.inputs, rows.keys, [first])))
+        with closing(answers(questions, rows.inputs, rows.keys, [first])) as answered:
+            said = joined(next(answered))
         if not_finite(said, writer.dtype, unanswered=False).any():
             return questions
         settle(said, rows.keys[first])
