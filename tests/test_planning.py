@@ -15,7 +15,7 @@ from understudy import pipeline
 from understudy.errors import RecipeError
 from understudy.make.rows import load_rows
 from understudy.measuring import scorecard as cards
-from understudy.planning import Probed, foretold, grown, keep, lesson_epochs, next_size, refused, trees_of
+from understudy.planning import Probed, foretold, grown, keep, lesson_epochs, next_size, refused
 from understudy.recipe import Recipe, parse
 from understudy.stages._run import Run
 
@@ -137,6 +137,17 @@ def test_what_is_paid_once_is_planned_once(tmp_path: Path) -> None:
     assert parts["teacher"] == pytest.approx(8 * 1.0 + 2.0 + 3.0)
 
 
+def test_a_tree_is_planned_with_the_logarithm_of_its_rows(tmp_path: Path) -> None:
+    planned = {}
+    for model in ("tree", "boosted"):
+        recipe = recipe_of(tmp_path, student={"model": model}, teaching={}, train={})
+        run = Run(recipe, tmp_path, QUIET)
+        run.loaded = load_rows(recipe)
+        found = [probed(size, 1, student=0.0, fixed=0.01 * size) for size in (128, 128, 256)]
+        planned[model] = foretold(run, found)["parts"]["student"]
+    assert planned["boosted"] == pytest.approx(12.57) and planned["tree"] > planned["boosted"] * 1.2
+
+
 def test_a_forest_is_planned_to_grow_with_its_rows(tmp_path: Path) -> None:
     found = [probed(size, 1, peak=1e9 + 50_000 * size) for size in (128, 128, 512)]
     memory = {}
@@ -147,7 +158,6 @@ def test_a_forest_is_planned_to_grow_with_its_rows(tmp_path: Path) -> None:
         memory[model] = foretold(run, found)["parts"]["memory"]
     # 745 rows are left out; a row of digits and its answers take less than a kilobyte in a network's run
     assert memory["forest"] - memory["mlp"] == pytest.approx(745 * 50_000, rel=0.1)
-    assert trees_of(recipe) == {"teacher", "teaching"}
 
 
 def test_a_tree_is_probed_with_a_teacher_that_has_learned() -> None:

@@ -1,8 +1,8 @@
 """What a run will take, from a probe: the same stages on a few rows, at growing sizes until half a minute is gone.
 
 The first size is done twice: what the first time took longer is what a process pays once. From there a figure is a fixed part and one
-that grows with the rows (trees: rows times their logarithm), fitted to all sizes. What a probe cannot see (other work on the
-machine, early stopping) a plan does not foresee.
+that grows with the rows (a tree: rows times their logarithm), fitted to all sizes. What a probe cannot see (other work on the machine,
+early stopping) a plan does not foresee.
 """
 
 from __future__ import annotations
@@ -209,10 +209,12 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     recipe, rows = run.recipe, int(np.count_nonzero(run.rows.split == "train"))
     seeds = len(recipe.seeds)
 
-    warm, trees = found[1:] or found, trees_of(recipe)
+    warm = found[1:] or found
+    # one tree of many leaves was seen to grow with rows times their logarithm, a forest with its rows
+    sorts = {"student", "control"} if recipe.student.model == "tree" else set[str]()
 
     def at_whole(figures: list[float], *, part: str = "") -> float:
-        return grown([each.rows for each in warm], figures, rows, logarithm=part in trees)
+        return grown([each.rows for each in warm], figures, rows, logarithm=part in sorts)
 
     def once(part: str) -> float:
         """What the first time in a process took longer than the second."""
@@ -229,7 +231,7 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in warm]) + held_out, "memory": _memory(run, warm, rows)}
     if recipe.teacher.train is not None:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
-    parts["teaching"] = at_whole([each.seconds["teaching"] for each in warm], part="teaching") + once("teaching")
+    parts["teaching"] = at_whole([each.seconds["teaching"] for each in warm]) + once("teaching")
     train = run.rows.part("train")
     alone = 0 if train.labels is None else int(run.task.labelled(train.labels).sum())
     # the control takes as many steps as the student, in more epochs of its fewer rows
@@ -246,11 +248,11 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
 def grown(sizes: Sequence[int], figures: Sequence[float], whole: int, *, logarithm: bool = False) -> float:
     """The figure at the whole size: a fixed part and one that grows with the rows, neither below zero, nearest to all figures.
 
-    Errors count as parts of the figures, so that one size weighs as much as another. With `logarithm` rows are counted times
-    their logarithm, as they are sorted for trees.
+    Errors count as parts of the figures, and those of large sizes more, which are nearer to the whole. With `logarithm` rows are
+    counted times their logarithm, as they are sorted for a tree.
 
     >>> [round(grown([10, 20], [3.0, 5.0], 100), 6), round(grown([20], [5.0], 100), 6), round(grown([10, 20], [5.0, 4.0], 100), 1)]
-    [21.0, 25.0, 4.4]
+    [21.0, 25.0, 4.2]
     """
 
     def count(rows: float) -> float:
@@ -262,14 +264,9 @@ def grown(sizes: Sequence[int], figures: Sequence[float], whole: int, *, logarit
     counts, values = (np.array(each) for each in zip(*known, strict=True))
     if len(set(counts)) == 1:  # nothing is known of a fixed part
         return float(values.mean() * count(whole) / counts[0])
-    parts, _ = nnls(np.stack([1 / values, counts / values], axis=1), np.ones(len(values)))
+    weights = np.sqrt(counts) / values
+    parts, _ = nnls(np.stack([weights, counts * weights], axis=1), values * weights)
     return float(parts[0] + parts[1] * count(whole))
-
-
-def trees_of(recipe: Recipe) -> set[str]:
-    """The parts of a plan whose rows are sorted for trees: a forest that teaches, its copies for out-of-fold answers, a student tree."""
-    found = {"teacher", "teaching"} if recipe.teacher.train is not None and recipe.teacher.train.model == "forest" else set[str]()
-    return found | ({"student", "control"} if recipe.student.model == "tree" else set[str]())
 
 
 def _memory(run: Run, found: Sequence[Probed], rows: int) -> float:
