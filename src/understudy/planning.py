@@ -85,22 +85,27 @@ def lesson_epochs(recipe: Recipe, found: Sequence[Probed], rows: int, seconds: f
 
 
 def next_size(found: Sequence[Probed], rows: int, left: float) -> int | None:
-    """How many rows to probe next in the seconds that are left: as many as can be, for what lies far beyond is foreseen badly."""
+    """How many rows to probe next in the seconds that are left: as many as can be, for what lies far beyond is foreseen badly.
+
+    Two sizes there are at any rate, since one does not tell what is fixed from what grows.
+    """
     last = found[-1]
-    if len(found) == 1:
-        return last.rows if last.whole < left else None
+    if len(found) == 1 and last.whole < left / 2:
+        return last.rows
     if last.rows == rows:
         return None
-    sizes, wholes = [each.rows for each in found[1:]], [each.whole for each in found[1:]]
+    sizes, wholes = [each.rows for each in warmed(found)], [each.whole for each in warmed(found)]
+    several = len(set(sizes)) > 1
     for power in range(GROWTH.bit_length() - 1, 0, -1):
         size = min(rows, last.rows * 2**power)
-        if len(set(sizes)) > 1:
-            expected = grown(sizes, wholes, size)
-        else:  # all of it may grow; but nothing is known without a second size, so twice as many are tried at any rate
-            expected = last.whole * (size / last.rows if power > 1 else SHARE)
-        if expected < SHARE * left:
+        if (grown(sizes, wholes, size) if several else last.whole * size / last.rows) < SHARE * left:
             return size
-    return None
+    return None if several else min(rows, 2 * last.rows)
+
+
+def warmed(found: Sequence[Probed]) -> Sequence[Probed]:
+    """What was probed, without a first size that was done a second time."""
+    return found[1:] if len(found) > 1 and found[0].rows == found[1].rows else found
 
 
 def _refuse_unprobed(run: Run) -> None:
@@ -209,7 +214,7 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     recipe, rows = run.recipe, int(np.count_nonzero(run.rows.split == "train"))
     seeds = len(recipe.seeds)
 
-    warm = found[1:] or found
+    warm = warmed(found)
     # one tree of many leaves was seen to grow with rows times their logarithm, a forest with its rows
     sorts = {"student", "control"} if recipe.student.model == "tree" else set[str]()
 
@@ -218,7 +223,7 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
 
     def once(part: str) -> float:
         """What the first time in a process took longer than the second."""
-        if len(found) == 1:
+        if warm is found:
             return 0.0
         first, second = (each.fixed.get(part, each.seconds[part]) for each in found[:2])
         return max(0.0, first - second)
