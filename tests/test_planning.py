@@ -109,6 +109,7 @@ def test_a_figure_neither_falls_nor_begins_below_nothing() -> None:
     # a line through these two would begin below zero and say 31: one slow moment is not let grow with the rows
     assert grown([512, 1024], [0.8, 2.0], 13_000) == pytest.approx(24, rel=0.1)
     assert grown([512, 1024], [0.0, 0.0], 13_000) == 0.0
+    assert grown([512, 1024], [0.3, 0.0], 13_000) == pytest.approx(0.1, abs=0.1)  # a moment that was there once
 
 
 def probed(rows: int, whole: float, peak: float = 1e9, student: float = 0.5, fixed: float = 0.0) -> Probed:
@@ -116,21 +117,23 @@ def probed(rows: int, whole: float, peak: float = 1e9, student: float = 0.5, fix
     return Probed(rows, 64, 1000.0, 100.0, seconds, {"teacher": fixed, "student": fixed, "control": 0.0}, whole, peak)
 
 
-def test_a_probe_repeats_its_first_size_and_then_goes_as_far_as_it_can() -> None:
-    first, again = probed(128, 6.0), probed(128, 4.0)
-    assert next_size([first], 10_000, 20) == 128 and warmed([first]) == [first]
-    assert next_size([first, again], 10_000, 20) == 256 and warmed([first, again]) == [again]  # all of it may grow with the rows
-    assert next_size([first, again, probed(256, 4.1)], 10_000, 16) == 4096  # hardly anything does
-    assert next_size([first, again, probed(256, 8.0)], 10_000, 16) is None
-    assert next_size([first, again, probed(256, 0.1)], 300, 16) == 300
-    assert next_size([first, again, probed(300, 0.1)], 300, 16) is None
+def test_a_probe_goes_as_far_as_it_can() -> None:
+    first, second = probed(128, 6.0), probed(512, 4.0)
+    assert next_size([first], 10_000, 20) == 512 and next_size([first], 10_000, 10) == 256
+    assert next_size([first, second], 10_000, 20) == 2048 and next_size([first, second], 10_000, 7) == 1024
+    assert next_size([first, second, probed(2048, 4.1)], 90_000, 16) == 2048 * 16
+    assert next_size([first, second, probed(2048, 4.1)], 3000, 16) == 3000  # hardly anything grows
+    assert next_size([first, second, probed(2048, 16.0)], 20_000, 16) is None  # all does
+    assert warmed([first, second, second]) == [second, second]
 
 
 def test_a_probe_has_two_sizes_however_slow_it_is() -> None:
     first, second = probed(128, 60.0), probed(256, 70.0)
-    assert next_size([first], 10_000, -30) == 256 and next_size([first], 128, -30) is None
-    assert next_size([first, second], 10_000, -100) is None and warmed([first, second]) == [first, second]
-    assert next_size([first, probed(128, 9.0)], 200, -100) == 200
+    assert next_size([first], 10_000, -30) == 256 and next_size([first, second], 10_000, -100) is None
+    assert warmed([first]) == [first] and warmed([first, second]) == [first, second]
+    # where all rows are probed at once they are so twice
+    assert next_size([first], 128, -30) == 128 and warmed([first, probed(128, 9.0)]) == [probed(128, 9.0)]
+    assert next_size([first, probed(128, 9.0)], 128, 100) is None
 
 
 def test_what_is_paid_once_is_planned_once(tmp_path: Path) -> None:

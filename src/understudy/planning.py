@@ -1,7 +1,7 @@
 """What a run will take, from a probe: the same stages on a few rows, at growing sizes until half a minute is gone.
 
-The first size is done twice: what the first time took longer is what a process pays once. From there a figure is a fixed part and one
-that grows with the rows (a tree: rows times their logarithm), fitted to all sizes. What a probe cannot see (other work on the machine,
+What the first size took longer than the others foretell is what a process pays once. From there a figure is a fixed part and one that
+grows with the rows (a tree: rows times their logarithm), fitted to all sizes. What a probe cannot see (other work on the machine,
 early stopping) a plan does not foresee.
 """
 
@@ -62,7 +62,7 @@ class Probed:
 
 
 def probe(run: Run, seconds: float = PROBE_SECONDS) -> list[Probed]:
-    """The stages of this run at growing sizes, the first of them twice: the first time warms up."""
+    """The stages of this run at growing sizes; the first warms up."""
     _refuse_unprobed(run)
     began, rows, found = time.perf_counter(), int(np.count_nonzero(run.rows.split == "train")), list[Probed]()
     size: int | None = min(FIRST_ROWS, rows)
@@ -89,23 +89,21 @@ def next_size(found: Sequence[Probed], rows: int, left: float) -> int | None:
 
     Two sizes there are at any rate, since one does not tell what is fixed from what grows.
     """
-    last = found[-1]
-    if len(found) == 1 and last.whole < left / 2:
-        return last.rows
+    last, warm = found[-1], warmed(found)
     if last.rows == rows:
-        return None
-    sizes, wholes = [each.rows for each in warmed(found)], [each.whole for each in warmed(found)]
-    several = len(set(sizes)) > 1
-    for power in range(GROWTH.bit_length() - 1, 0, -1):
+        return rows if len(found) == 1 else None
+    known = len(found) > 2  # what is fixed; until then part of it is taken to be
+    for power in range(GROWTH.bit_length() - 1 if known else 2, 0, -1):
         size = min(rows, last.rows * 2**power)
-        if (grown(sizes, wholes, size) if several else last.whole * size / last.rows) < SHARE * left:
+        expected = grown([each.rows for each in warm], [each.whole for each in warm], size) if known else last.whole * 2 ** (power / 2)
+        if expected < (SHARE if known else 1) * left:
             return size
-    return None if several else min(rows, 2 * last.rows)
+    return min(rows, 2 * last.rows) if len(found) == 1 else None
 
 
 def warmed(found: Sequence[Probed]) -> Sequence[Probed]:
-    """What was probed, without a first size that was done a second time."""
-    return found[1:] if len(found) > 1 and found[0].rows == found[1].rows else found
+    """What was probed without the first, which warms up, when there is enough beside it."""
+    return found[1:] if len(found) > 2 or (len(found) == 2 and found[0].rows == found[1].rows) else found
 
 
 def _refuse_unprobed(run: Run) -> None:
@@ -222,11 +220,11 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
         return grown([each.rows for each in warm], figures, rows, logarithm=part in sorts)
 
     def once(part: str) -> float:
-        """What the first time in a process took longer than the second."""
+        """What the first time in a process took longer than another time would."""
         if warm is found:
             return 0.0
-        first, second = (each.fixed.get(part, each.seconds[part]) for each in found[:2])
-        return max(0.0, first - second)
+        first, *others = (each.fixed.get(part, each.seconds[part]) for each in found)
+        return max(0.0, first - grown([each.rows for each in warm], others, found[0].rows))
 
     def training(part: str, epochs: float, times: int) -> float:
         epoch = at_whole([each.seconds[part] for each in warm])
@@ -263,13 +261,12 @@ def grown(sizes: Sequence[int], figures: Sequence[float], whole: int, *, logarit
     def count(rows: float) -> float:
         return rows * np.log2(max(rows, 2)) if logarithm else rows
 
-    known = [(count(size), figure) for size, figure in zip(sizes, figures, strict=True) if figure > 0]
-    if not known:
+    counts, values = np.array([count(size) for size in sizes]), np.array(figures, dtype=float)
+    if not values.any():
         return 0.0
-    counts, values = (np.array(each) for each in zip(*known, strict=True))
     if len(set(counts)) == 1:  # nothing is known of a fixed part
         return float(values.mean() * count(whole) / counts[0])
-    weights = np.sqrt(counts) / values
+    weights = np.sqrt(counts) / np.maximum(values, values.max() / 10)
     parts, _ = nnls(np.stack([weights, counts * weights], axis=1), values * weights)
     return float(parts[0] + parts[1] * count(whole))
 
