@@ -6,21 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from understudy.adapters._loading import RawPreparation
+from understudy.asking import BLOCK_BYTES, Questions, answers
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.errors import TeacherError, TransferSetError
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
-from understudy.teachers import CallableTeacher, FakeTeacher
-from understudy.teaching import assign_folds, out_of_fold, reask, teach
+from understudy.teachers import CallableTeacher, FakeTeacher, TorchTeacher
+from understudy.teaching import _missing, assign_folds, out_of_fold, reask, teach
 
 TASK = Task("multiclass", ("a", "b", "c"))
 
@@ -227,3 +232,55 @@ def test_a_class_that_one_fold_lacks_is_filled() -> None:
 def test_out_of_fold_needs_a_teacher_that_can_be_refitted() -> None:
     with pytest.raises(TeacherError, match=r"U018 out-of-fold answers need an estimator"):
         out_of_fold(FakeTeacher(TASK), make_rows(labels=True), task=TASK)
+
+
+def test_a_network_that_says_its_input_back_is_stored_row_by_row(tmp_path: Path) -> None:
+    """Rows are made ready in memory that is used again, several batches at once: no answer may change when the next rows come."""
+    inputs = np.random.default_rng(2).normal(size=(8001, 100)).astype(np.float32)
+    rows, task = Rows("array", inputs, content_keys(inputs, "array")), Task("multiclass", tuple(map(str, range(100))))
+    teacher = TorchTeacher(nn.Identity(), task=task, classes=None, prepare=RawPreparation(), batch_size=64)
+    assert inputs[:64].nbytes * 4 < BLOCK_BYTES < inputs[:6000].nbytes
+    asked = 0
+
+    def note(given: int) -> None:
+        nonlocal asked
+        asked += given
+
+    stored = teach(teacher, rows, tmp_path, task=task, batch_size=64, shard_rows=6000)
+    np.testing.assert_array_equal(stored.gather("logits", stored.positions(rows.keys)).numpy(), inputs)
+    for parts in answers(Questions(teacher, task, 64), rows.inputs, rows.keys, [np.arange(10, 8001), np.arange(5)], note):
+        assert [part["logits"].dtype for part in parts] == [torch.float32]
+    assert asked == 7991 + 5
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_rows_that_lie_apart_in_memory_are_the_same_rows(tmp_path: Path, strided: bool) -> None:
+    inputs = np.random.default_rng(2).normal(size=(300, 6)).astype(np.float32)
+    given: Any = inputs[:, ::2] if strided else pd.DataFrame(inputs[:, ::2])
+    keys = content_keys(np.ascontiguousarray(inputs[:, ::2]), "array")
+    teacher = TorchTeacher(nn.Identity(), task=TASK, classes=None, prepare=RawPreparation(), batch_size=32)
+    stored = teach(teacher, Rows("array", given, keys), tmp_path, task=TASK, batch_size=32)
+    np.testing.assert_array_equal(stored.gather("logits", stored.positions(keys)).numpy(), inputs[:, ::2])
+
+
+def test_an_error_while_rows_are_made_ready_is_raised_and_the_thread_ends(tmp_path: Path) -> None:
+    rows = make_rows()
+    before = threading.active_count()
+
+    def broken(inputs: Any, keys: Any, view: int) -> Any:
+        raise OSError("the picture is cut short")
+
+    with pytest.raises(OSError, match="the picture is cut short"):
+        teach(FakeTeacher(TASK), rows, tmp_path / "broken", task=TASK, views=2, augment=broken, view_spec={})
+    fails = TorchTeacher(nn.Linear(5, 3), task=TASK, classes=None, prepare=RawPreparation(), batch_size=16)
+    with pytest.raises(TeacherError, match="U370 torch fails on these rows"):
+        teach(fails, rows, tmp_path / "fails", task=TASK, batch_size=16)
+    assert threading.active_count() == before
+
+
+def test_keys_that_share_their_first_half_are_put_in_order_and_equal_ones_asked_once() -> None:
+    keys = np.array([[5, 1], [2, 9], [5, 0], [2, 9], [-7, 3]])
+    assert _missing(keys, np.zeros((0, 2), np.int64)).tolist() == [4, 1, 2, 0]
+    assert _missing(keys, np.array([[5, 0]])).tolist() == [4, 1, 0]
+    assert _missing(keys[:3:2], np.zeros((0, 2), np.int64)).tolist() == [1, 0]
+    assert _missing(keys[1:3], keys).tolist() == []

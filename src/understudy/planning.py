@@ -1,7 +1,8 @@
 """What a run will take, from a probe: the same stages on a few rows, at growing sizes until half a minute is gone.
 
-Time and bytes grow in a straight line through the two largest sizes, epochs by their mean; what a probe cannot see (other
-work on the machine, early stopping) a plan does not foresee.
+What the first size took longer than the others foretell is what a process pays once. From there a figure is a fixed part and one that
+grows with the rows (a tree: rows times their logarithm), fitted to all sizes. What a probe cannot see (other work on the machine,
+early stopping) a plan does not foresee.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,7 @@ from typing import Any, final
 import numpy as np
 import psutil
 from rich.console import Console
+from scipy.optimize import nnls
 
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
@@ -24,6 +26,7 @@ from understudy.errors import Problem, RecipeError
 from understudy.exporting import artifact
 from understudy.make.lessons import with_steps_of
 from understudy.make.rows import encode
+from understudy.make.students import is_estimator
 from understudy.recipe import Recipe
 from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
 from understudy.stages._run import Run, write_json
@@ -33,8 +36,12 @@ from understudy.stages.training import train_pair
 from understudy.students.student import Student
 
 PROBE_SECONDS = 30.0
-FIRST_ROWS, GROWTH = 128, 4
+FIRST_ROWS, GROWTH = 128, 16
 EPOCHS = 3
+SHARE = 0.6
+"""Of the time that is left, the part that the next size may be expected to take."""
+ESTIMATORS = ("forest", "boosted")
+"""Teachers that grow with their rows."""
 OF_EACH_CLASS = 6
 """One for each fold of out-of-fold teachers, and one more."""
 
@@ -42,7 +49,7 @@ OF_EACH_CLASS = 6
 @final
 @dataclass(frozen=True)
 class Probed:
-    """What one size of the probe came to; `fixed` seconds of a training are those outside of its epochs."""
+    """What one size of the probe came to; `fixed` seconds of a training are those outside of its epochs, `peak` the bytes held at most."""
 
     rows: int
     held_out: int
@@ -51,23 +58,52 @@ class Probed:
     seconds: dict[str, float]
     fixed: dict[str, float]
     whole: float
+    peak: float = 0.0
 
 
 def probe(run: Run, seconds: float = PROBE_SECONDS) -> list[Probed]:
-    """The stages of this run at growing sizes; the first warms up and is left out when there are enough."""
+    """The stages of this run at growing sizes; the first warms up."""
     _refuse_unprobed(run)
     began, rows, found = time.perf_counter(), int(np.count_nonzero(run.rows.split == "train")), list[Probed]()
-    size = min(FIRST_ROWS, rows)
-    while True:
-        found.append(_probe_one(run, size))
-        left = seconds - (time.perf_counter() - began)
-        if size == rows and len(found) > 1:
-            break
-        growth = GROWTH if found[-1].whole * GROWTH < left / 2 else 2
-        if len(found) > 1 and found[-1].whole * growth > left:
-            break
-        size = min(rows, size * growth)
+    size: int | None = min(FIRST_ROWS, rows)
+    while size is not None:
+        found.append(_probe_one(run, size, lesson_epochs(run.recipe, found, size, seconds), first=not found))
+        size = next_size(found, rows, seconds - (time.perf_counter() - began))
     return found
+
+
+def lesson_epochs(recipe: Recipe, found: Sequence[Probed], rows: int, seconds: float) -> int:
+    """The epochs of a probe's teacher: few, but as many as a tenth of the probe allows where a tree learns from it.
+
+    A teacher that knows little spreads its answers over all classes, and a tree is fitted on as many weighted copies of each row.
+    """
+    own = recipe.teacher.train
+    if own is None or not is_estimator(recipe.student.model) or not found:
+        return EPOCHS
+    epoch = found[-1].seconds["teacher"] * rows / found[-1].rows
+    return EPOCHS if epoch <= 0 else max(EPOCHS, min(own.epochs, int(seconds / 10 / epoch)))
+
+
+def next_size(found: Sequence[Probed], rows: int, left: float) -> int | None:
+    """How many rows to probe next in the seconds that are left: as many as can be, for what lies far beyond is foreseen badly.
+
+    Two sizes there are at any rate, since one does not tell what is fixed from what grows.
+    """
+    last, warm = found[-1], warmed(found)
+    if last.rows == rows:
+        return rows if len(found) == 1 else None
+    known = len(found) > 2  # what is fixed; until then part of it is taken to be
+    for power in range(GROWTH.bit_length() - 1 if known else 2, 0, -1):
+        size = min(rows, last.rows * 2**power)
+        expected = grown([each.rows for each in warm], [each.whole for each in warm], size) if known else last.whole * 2 ** (power / 2)
+        if expected < (SHARE if known else 1) * left:
+            return size
+    return min(rows, 2 * last.rows) if len(found) == 1 else None
+
+
+def warmed(found: Sequence[Probed]) -> Sequence[Probed]:
+    """What was probed without the first, which warms up, when there is enough beside it."""
+    return found[1:] if len(found) > 2 or (len(found) == 2 and found[0].rows == found[1].rows) else found
 
 
 def _refuse_unprobed(run: Run) -> None:
@@ -78,10 +114,10 @@ def _refuse_unprobed(run: Run) -> None:
         raise RecipeError(f"a plan probes a teacher, a student and a control; this recipe has {what}", code="U469")
 
 
-def _probe_one(run: Run, size: int) -> Probed:
+def _probe_one(run: Run, size: int, epochs: int, *, first: bool) -> Probed:
     with tempfile.TemporaryDirectory(prefix="understudy-plan-") as name:
         folder, began = Path(name), time.perf_counter()
-        small = _small(run, size, folder)
+        small = _small(run, size, folder, epochs)
         prepare_teacher(small)
         started = time.perf_counter()
         teach_rows(small)
@@ -91,15 +127,17 @@ def _probe_one(run: Run, size: int) -> Probed:
         places = {"teacher": folder / "teacher", "student": folder / "seed-0" / "student", "control": folder / "seed-0" / "control"}
         for part, place in places.items():
             seconds[part], fixed[part] = _epoch(place)
-        if (folder / TIMES).exists() and not fixed["teacher"] and not seconds["teacher"]:  # an estimator, which has no epochs
-            fixed["teacher"] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
+        if (folder / TIMES).exists():  # what the run notes of it: more than its epochs, and of an estimator all
+            took = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("teacher", 0.0)
+            asked = 0 if small.recipe.teacher.train is None else small.recipe.teacher.train.epochs
+            fixed["teacher"] = max(0.0, took - asked * seconds["teacher"])
         run.views = small.views
         stored = [stored_bytes(folder / "transfer" / part) for part in ("training", "held_out")]
         rest = int(np.count_nonzero(small.rows.split != "train"))
-        probed = Probed(size, rest, stored[0], stored[1], seconds, fixed, time.perf_counter() - began)
-        if size == min(FIRST_ROWS, int(np.count_nonzero(run.rows.split == "train"))):
+        whole = time.perf_counter() - began
+        if first:
             _write_once(small, pair["student"])
-        return probed
+        return Probed(size, rest, stored[0], stored[1], seconds, fixed, whole, peak_memory())
 
 
 def _write_once(run: Run, student: Student) -> None:
@@ -109,13 +147,13 @@ def _write_once(run: Run, student: Student) -> None:
     artifact.check_exportable(student, encode(train.take(slice(0, 2)).inputs, train.kind, run.loaded.encoding))
 
 
-def _small(run: Run, size: int, folder: Path) -> Run:
+def _small(run: Run, size: int, folder: Path, epochs: int = EPOCHS) -> Run:
     """This run with fewer rows of each part and few epochs, in a folder of its own."""
     assert run.loaded is not None
     share = size / max(1, int(np.count_nonzero(run.rows.split == "train")))
     labels = run.rows.labels if run.task.single_label else None
     kept = [_first(np.flatnonzero(run.rows.split == part), share, labels) for part in ("train", "validation", "test")]
-    recipe = _short(run.recipe, folder)
+    recipe = _short(run.recipe, folder, epochs)
     small = Run(recipe, folder, Console(quiet=True))
     small.loaded = replace(run.loaded, rows=_taken(run.rows, kept))
     return small
@@ -139,11 +177,11 @@ def _taken(rows: Rows, kept: Iterable[np.ndarray[Any, Any]]) -> Rows:
     return rows.take(np.sort(np.concatenate(list(kept))))
 
 
-def _short(recipe: Recipe, folder: Path) -> Recipe:
+def _short(recipe: Recipe, folder: Path, epochs: int = EPOCHS) -> Recipe:
     few = {"epochs": min(EPOCHS, recipe.train.epochs), "stop": 1.0, "max_time": None, "patience": None}
     teacher = recipe.teacher.model_copy(update={"accept_score": True, "accept_mapping": True, "expect": None})
     if teacher.train is not None:
-        own = few | {"epochs": min(EPOCHS, teacher.train.epochs)}
+        own = few | {"epochs": min(epochs, teacher.train.epochs)}
         teacher = teacher.model_copy(update={"train": teacher.train.model_copy(update=own)})
     members = [
         each
@@ -174,18 +212,29 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     recipe, rows = run.recipe, int(np.count_nonzero(run.rows.split == "train"))
     seeds = len(recipe.seeds)
 
-    def at_whole(figures: list[float]) -> float:
-        return on_line([each.rows for each in found], figures, rows)
+    warm = warmed(found)
+    # one tree of many leaves was seen to grow with rows times their logarithm, a forest with its rows
+    sorts = {"student", "control"} if recipe.student.model == "tree" else set[str]()
+
+    def at_whole(figures: list[float], *, part: str = "") -> float:
+        return grown([each.rows for each in warm], figures, rows, logarithm=part in sorts)
+
+    def once(part: str) -> float:
+        """What the first time in a process took longer than another time would."""
+        if warm is found:
+            return 0.0
+        first, *others = (each.fixed.get(part, each.seconds[part]) for each in found)
+        return max(0.0, first - grown([each.rows for each in warm], others, found[0].rows))
 
     def training(part: str, epochs: float, times: int) -> float:
-        epoch = at_whole([each.seconds[part] for each in found])
-        return (epochs * epoch + at_whole([each.fixed[part] for each in found])) * times
+        epoch = at_whole([each.seconds[part] for each in warm])
+        return (epochs * epoch + at_whole([each.fixed[part] for each in warm], part=part)) * times + once(part)
 
-    held_out = on_line([each.held_out for each in found], [each.held_out_bytes for each in found], len(run.rows) - rows)
-    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in found]) + held_out, "memory": _memory(run, found, rows)}
+    held_out = grown([each.held_out for each in warm], [each.held_out_bytes for each in warm], len(run.rows) - rows)
+    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in warm]) + held_out, "memory": _memory(run, warm, rows)}
     if recipe.teacher.train is not None:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
-    parts["teaching"] = at_whole([each.seconds["teaching"] for each in found])
+    parts["teaching"] = at_whole([each.seconds["teaching"] for each in warm]) + once("teaching")
     train = run.rows.part("train")
     alone = 0 if train.labels is None else int(run.task.labelled(train.labels).sum())
     # the control takes as many steps as the student, in more epochs of its fewer rows
@@ -199,27 +248,50 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     return {"recipe": identity(recipe), "counts": counts, "parts": {k: v for k, v in parts.items() if v}, "probe": probed}
 
 
-def on_line(sizes: list[int], figures: list[float], whole: int) -> float:
-    """The figure at the whole size, on the line through the two largest sizes, which is not let fall.
+def grown(sizes: Sequence[int], figures: Sequence[float], whole: int, *, logarithm: bool = False) -> float:
+    """The figure at the whole size: a fixed part and one that grows with the rows, neither below zero, nearest to all figures.
 
-    >>> on_line([10, 20], [3.0, 5.0], 100), on_line([20], [5.0], 100)
-    (21.0, 25.0)
+    Errors count as parts of the figures, and those of large sizes more, which are nearer to the whole. With `logarithm` rows are
+    counted times their logarithm, as they are sorted for a tree.
+
+    >>> [round(grown([10, 20], [3.0, 5.0], 100), 6), round(grown([20], [5.0], 100), 6), round(grown([10, 20], [5.0, 4.0], 100), 1)]
+    [21.0, 25.0, 4.2]
     """
-    if len(sizes) == 1 or sizes[-1] == sizes[-2]:
-        return figures[-1] * whole / sizes[-1]
-    slope = max(0.0, figures[-1] - figures[-2]) / (sizes[-1] - sizes[-2])
-    return figures[-1] + slope * (whole - sizes[-1])
+
+    def count(rows: float) -> float:
+        return rows * np.log2(max(rows, 2)) if logarithm else rows
+
+    counts, values = np.array([count(size) for size in sizes]), np.array(figures, dtype=float)
+    if not values.any():
+        return 0.0
+    if len(set(counts)) == 1:  # nothing is known of a fixed part
+        return float(values.mean() * count(whole) / counts[0])
+    weights = np.sqrt(counts) / np.maximum(values, values.max() / 10)
+    parts, _ = nnls(np.stack([weights, counts * weights], axis=1), values * weights)
+    return float(parts[0] + parts[1] * count(whole))
 
 
-def _memory(run: Run, found: list[Probed], rows: int) -> float:
+def _memory(run: Run, found: Sequence[Probed], rows: int) -> float:
     """The most that this process held until now, and what the rows that the probe left out will add."""
     assert run.loaded is not None
     train = run.lesson.rows.part("train")
     some = encode(train.take(slice(0, 8)).inputs, train.kind, run.lesson.encoding)
-    left_out = (rows - found[-1].rows) * (1 + run.recipe.rows.synthetic)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
-    each = 2 * some[:1].nbytes + 2 * 4 * run.task.outputs
-    return peak_memory() + left_out * each
+    each: float = (1 + run.recipe.rows.synthetic) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
+    own = run.recipe.teacher.train
+    if (own is not None and own.model in ESTIMATORS) or is_estimator(run.recipe.student.model):
+        each = max(each, steepest(found))  # a forest grows with its rows
+    return peak_memory() + (rows - found[-1].rows) * each
+
+
+def steepest(found: Sequence[Probed]) -> float:
+    """Bytes that the last rows of a probe added to the most that was held, per row.
+
+    >>> steepest([Probed(rows, 0, 0, 0, {}, {}, 0, peak) for rows, peak in ((128, 500), (128, 520), (256, 776), (1024, 4616))])
+    5.0
+    """
+    before = [each for each in found if each.rows < found[-1].rows]
+    return (found[-1].peak - before[-1].peak) / (found[-1].rows - before[-1].rows) if before else 0.0
 
 
 def refused(run: Run, parts: dict[str, float]) -> list[Problem]:
@@ -246,9 +318,11 @@ def keep(run: Run, plan: dict[str, Any]) -> None:
 
 
 def told_seconds(seconds: float) -> str:
-    """A time for people.
+    """A time for people; what is over in a moment is not foreseen to the tenth.
 
-    >>> told_seconds(4.2), told_seconds(400), told_seconds(9000)
-    ('4.2 s', '6.7 min', '2.5 h')
+    >>> told_seconds(0.3), told_seconds(4.2), told_seconds(400), told_seconds(9000)
+    ('under a second', '4.2 s', '6.7 min', '2.5 h')
     """
+    if seconds < 1:
+        return "under a second"
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

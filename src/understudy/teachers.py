@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import platform
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast, final, runtime_checkable
@@ -106,13 +106,6 @@ def take(inputs: Any, positions: Any) -> Any:
     return taken(inputs, positions)
 
 
-def _gathered(inputs: Any, positions: np.ndarray[Any, Any], into: np.ndarray[Any, Any] | None) -> Any:
-    """These rows in the memory of the batch before, where there is any: it is in the processor's cache."""
-    if into is None or inputs.dtype.hasobject:
-        return take(inputs, positions)
-    return np.take(inputs, positions, axis=0, out=into[: len(positions)], mode="clip")
-
-
 def digest(*parts: bytes) -> str:
     """A short content hash, for fingerprints."""
     seen = hashlib.blake2b(digest_size=16)
@@ -194,32 +187,36 @@ class TorchTeacher:
         self.batch_size = batch_size
         self._preparation = preparation or repr(prepare) if isinstance(prepare, nn.Module) else preparation
 
-    def signals(self, inputs: Any, *, at: np.ndarray[Any, np.dtype[np.int64]] | None = None) -> Signals:
-        """What the module says of these rows, or of those `at` these positions, which are taken a batch at a time."""
-        count = len(inputs) if at is None else len(at)
+    def signals(self, inputs: Any) -> Signals:
+        count, size = len(inputs), self.batch_size
+        return self._said((take(inputs, slice(start, min(start + size, count))) for start in range(0, max(count, 1), size)), count)
+
+    def signals_of(self, batches: Iterable[Any], count: int) -> Signals:
+        """What the module says of `count` rows, which come in batches of its size that nobody else holds."""
+        preparation = cast("object", self._prepare)
+        return self._said(batches, count, preparation.of_own if isinstance(preparation, PreparesOwn) else self._prepare)
+
+    def _said(self, batches: Iterable[Any], count: int, prepare: Callable[[Any], Tensor] | None = None) -> Signals:
         first = next(self.module.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
-        prepare, preparation = self._prepare, cast("object", self._prepare)
-        if at is not None and isinstance(preparation, PreparesOwn):  # nobody else holds what is taken here
-            prepare = preparation.of_own
+        prepare = prepare or self._prepare
         whole: dict[str, Tensor] = {}
-        held = np.empty((self.batch_size, *inputs.shape[1:]), inputs.dtype) if at is not None and isinstance(inputs, np.ndarray) else None
-        with taps(self.module, self.layers) as read, evaluating(self.module):
-            for start in range(0, max(count, 1), self.batch_size):
-                stop = min(start + self.batch_size, count)
-                some = take(inputs, slice(start, stop)) if at is None else _gathered(inputs, at[start:stop], held)
-                with torch.inference_mode():
-                    prepared = prepare(some)
-                    with failing(self.name):
-                        answered = self.module(prepared.to(device))
-                    said = {"": as_tensor(answered, frames=self.task.kind == "recognition")} | {
-                        layer: value.float().cpu() for layer, value in read.items()
-                    }
+        start = 0
+        with taps(self.module, self.layers) as read, evaluating(self.module), torch.inference_mode():
+            for some in batches:
+                prepared = prepare(some)
+                with failing(self.name):
+                    answered = self.module(prepared.to(device))
+                said = {"": as_tensor(answered, frames=self.task.kind == "recognition")} | {
+                    layer: value.float().cpu() for layer, value in read.items()
+                }
                 # tensors of inference mode cannot enter a gradient later: what leaves here is copied once, into plain ones
+                if start == 0:
+                    with torch.inference_mode(False):
+                        whole = {name: torch.empty((count, *value.shape[1:])) for name, value in said.items()}
                 for name, value in said.items():
-                    if start == 0:
-                        whole[name] = torch.empty((count, *value.shape[1:]))
                     whole[name][start : start + self.batch_size] = value
+                start += self.batch_size
         return self._answers.signal(whole.pop("")) | {f"features/{layer}": value for layer, value in whole.items()}
 
     def giving(self, layers: Sequence[str]) -> TorchTeacher:
@@ -266,11 +263,12 @@ def batches_itself(teacher: Any, batch_size: int) -> bool:
     return isinstance(teacher, TorchTeacher) and teacher.batch_size == batch_size
 
 
-def signals_at(teacher: Teacher, inputs: Any, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Signals:
-    """What a teacher says of the rows at these positions; one that batches them itself has each batch in the processor's cache."""
+def signals_of(teacher: Teacher, batches: Iterable[Any], count: int) -> Signals:
+    """What a teacher that `batches_itself` says of `count` rows, which come in batches that nobody else holds."""
     if isinstance(teacher, Matched):
-        return teacher.placed(signals_at(teacher.teacher, inputs, positions))
-    return teacher.signals(inputs, at=positions) if isinstance(teacher, TorchTeacher) else teacher.signals(take(inputs, positions))
+        return teacher.placed(signals_of(teacher.teacher, batches, count))
+    assert isinstance(teacher, TorchTeacher)
+    return teacher.signals_of(batches, count)
 
 
 @contextmanager

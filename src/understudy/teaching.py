@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -132,29 +132,31 @@ def teach(
             _settle(writer, said, keys, dtype, most_lost, temperature, views=views)
 
         def store(chunk: Integers, parts: Parts | Kept) -> None:
+            keys = rows.keys[chunk]
             if isinstance(parts, Kept):
                 bad.extend(chunk[parts.wrong].tolist())
                 if not parts.wrong.any():
-                    writer.keep(rows.keys[chunk], np.full(len(chunk), -1, dtype=np.int8), parts.encoded)
+                    writer.keep(keys, np.full(len(chunk), -1, dtype=np.int8), parts.encoded)
                 return
             said = joined(parts)
             fold = np.full(len(chunk), -1, dtype=np.int8)
             if folds is not None:
-                said, fold = _replace(said, rows.keys[chunk], folds)
+                said, fold = _replace(said, keys, folds)
             wrong = not_finite(said, writer.dtype, unanswered=allowed > 0)
             bad.extend(chunk[wrong].tolist())
             if not wrong.any():
-                settle(said, rows.keys[chunk])
-                writer.write(rows.keys[chunk], fold, said)
+                settle(said, keys)
+                writer.write(keys, fold, said)
 
         questions = Questions(teacher, task, batch_size, views, augment)
         if pool is not None and chunks and folds is None:
             questions = _encoding_there(questions, writer, settle, rows, chunks[0])
         with _progress(len(asked), progress, teacher.name) as advance, _Behind() as behind:
             given = (rows.inputs, rows.keys, chunks, advance)
-            answered = answers(questions, *given) if pool is None or not chunks else answers_of_pool(pool, questions, *given)
-            for chunk, parts in zip(chunks, answered, strict=True):
-                behind.do(store, chunk, parts)
+            asking = answers(questions, *given) if pool is None or not chunks else answers_of_pool(pool, questions, *given)
+            with closing(asking) as answered:
+                for chunk, parts in zip(chunks, answered, strict=True):
+                    behind.do(store, chunk, parts)
         if bad:
             raise TeacherError(
                 f"{len(bad):,} of {len(asked):,} teacher rows are NaN or infinite as {dtype} (first: {rows.name(min(bad))}). "
@@ -177,7 +179,8 @@ def _encoding_there(
     """
     if not _is_settled(writer):
         first = chunk[: math.ceil(MEASURED_ROWS / questions.batch_size) * questions.batch_size]
-        said = joined(next(answers(questions, rows.inputs, rows.keys, [first])))
+        with closing(answers(questions, rows.inputs, rows.keys, [first])) as answered:
+            said = joined(next(answered))
         if not_finite(said, writer.dtype, unanswered=False).any():
             return questions
         settle(said, rows.keys[first])
@@ -219,16 +222,15 @@ def _numbers(teacher: Teacher, rows: Rows, task: Task, asked: Integers) -> int:
 
 def _missing(keys: Integers, there: Integers) -> Integers:
     """Positions of the rows to ask, in the order of their keys, equal keys once."""
-    order = np.argsort(keys[:, 0], kind="stable")
-    ordered = keys[order]
-    same = ordered[1:, 0] == ordered[:-1, 0]
-    if same.any():  # equal rows, or what hardly ever happens: keys that share their first half only
+    order = np.argsort(keys[:, 0])
+    first_half = keys[order, 0]
+    if (first_half[1:] == first_half[:-1]).any():  # equal rows, or what hardly ever happens: keys that share their first half only
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         ordered = keys[order]
         first = np.ones(len(order), dtype=bool)
         first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
         order = order[first]
-    return np.asarray(order[find_keys(there, keys[order]) < 0])
+    return order if not len(there) else np.asarray(order[find_keys(there, keys[order]) < 0])
 
 
 @final
