@@ -199,6 +199,17 @@ def test_probabilities_are_seen_and_a_wrong_word_is_refused(keras: Any) -> None:
         adapter.SoftLabels(alpha=2)
 
 
+def test_published_weights_without_a_network_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    task = Task("multiclass", tuple(map(str, range(1000))))
+    told = r"U015 the published weights of MobileNetV3Small cannot be had \(.*\). Without network: a .keras file as source"
+    with pytest.raises(TeacherError, match=told):
+        adapter.load("keras:MobileNetV3Small", task=task, pretrained=True, image_size=(32, 32))
+
+
 def test_the_scale_of_pixels_is_never_guessed(keras: Any, tmp_path: Path) -> None:
     bare = network(keras, scaled=False)
     with pytest.raises(TeacherError, match="U443 .* does not say on which scale: it has no Rescaling"):

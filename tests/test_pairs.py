@@ -10,7 +10,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import onnxruntime
@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from published import Case, cases
+from rich.console import Console
 
 from understudy import cli
 from understudy.data import pairs, views
@@ -28,11 +29,13 @@ from understudy.data.pairs import PairEncoding, Partner
 from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, RecipeError
 from understudy.make.rows import Loaded, views_seen
+from understudy.measuring import soft_labels
 from understudy.measuring.scorecard import fidelity, quality
 from understudy.objectives import Objective
 from understudy.signals import Batch
 from understudy.students.fusion import Fusion, fusion_head
 from understudy.tasks import Task
+from understudy.teaching import teach
 
 WORDS = (("red", "shirt"), ("blue", "jeans"), ("brown", "shoe"), ("gold", "watch"))
 ROWS = 160
@@ -394,6 +397,32 @@ def test_recall_by_hand() -> None:
     same = np.concatenate([np.eye(2), np.ones((2, 2))], axis=1)
     assert quality(same, np.zeros((2, 1), np.float32), task)["there_at_1"] == 1  # the same text twice is found either way
     assert fidelity(answers, answers, task) == pytest.approx({"agreement": 1, "cosine_distance": 0})
+
+
+def test_inspect_shows_the_hardest_rows_of_a_matching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = torch.tensor([[1.0, 0, 2, 0], [0, 1, 1, 0], [0.6, 0.8, 0.6, 0.8]])  # the partner of row 1 lies where that of row 0 does
+
+    @final
+    class Known:
+        name, classes = "known", None
+
+        def signals(self, inputs: Any) -> dict[str, torch.Tensor]:
+            return {"vectors": vectors[torch.from_numpy(np.asarray(inputs)[:, 0]).long()]}
+
+        def fingerprint(self) -> dict[str, str]:
+            return {"kind": "known"}
+
+    inputs = np.arange(3, dtype=np.float32)[:, None]
+    task = Task("matching", ("photo", "title"), 2)
+    taught = teach(Known(), Rows("array", inputs, content_keys(inputs, "array")), tmp_path / "set", task=task)
+    found = soft_labels.describe(taught, rows=2)
+    assert found["recall_at_1"] == pytest.approx(2 / 3)
+    places = [row["position"] for row in found["shown"]]
+    assert found["shown"][0] == pytest.approx({"position": places[0], "value": 0.0, "nearest": found["shown"][0]["nearest"], "other": 0.8})
+    soft_labels.show(found, Console())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "recall at 1: 0.6667 among 3 rows" in said
+    assert "0.000; 0.800 for the partner of row" in said
 
 
 @pytest.mark.parametrize("case", cases("clip_kd"), ids=lambda case: f"{len(case['student_image'])} rows")

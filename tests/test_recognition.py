@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from understudy.data import joining, labelling
 from understudy.data._source import Source
 from understudy.errors import DataError, RecipeError
 from understudy.exporting import predict_template
+from understudy.exporting._graphs import open_session
 from understudy.measuring import scorecard as cards
 from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.objectives import Objective
 from understudy.signals import CERTAIN, Batch, frame_lengths
 from understudy.students import speech
+from understudy.students._sound import fit_log_mel
+from understudy.students.preprocessing import assemble
 from understudy.tasks import Task
 
 RATE = 8000
@@ -208,6 +212,36 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
     return 0
 
 
+REAL_TIME = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "real_time.py"))
+
+
+@pytest.mark.parametrize(("level", "causal"), [(True, True), (False, False), (False, True)])
+def test_how_far_a_network_hears(level: bool, causal: bool) -> None:
+    clip = words().inputs[:4].ravel()
+    clip = clip[clip != 0]
+    network = speech.convnet(40, 4, width=8, depth=2, kernel=5, causal=causal, frames=True, seed=0)
+    module = assemble(fit_log_mel(torch.from_numpy(clip[None]), RATE, scale=True, flatten=False, level=level), network).eval()
+
+    def ask(wave: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(wave[None]))[0].softmax(-1).numpy()
+
+    before, after = REAL_TIME["reach"](ask, clip, RATE)
+    # two layers of five frames around, the two of the start and half a window; all of it earlier when causal
+    assert before is None if level else before in ((1600, 1760, 1920) if causal else (800, 960, 1120))
+    assert after is None if level else after <= (320 if causal else 1280)
+
+
+def test_prepare_of_sound_knows_level_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source = words()
+    np.savez(tmp_path / "words.npz", waveforms=source.inputs, labels=source.labels.astype(str))
+    said = ["--data", tmp_path / "words.npz", "--set", "data.kind=audio", "--set", "data.rate=8000", "--teacher", "train:speech.convnet"]
+    said += ["--student", "speech.convnet", "--out", tmp_path / "run"]
+    for own, told in (("{loudness=1}", "no 'loudness'; there is: level"), ("{level=3}", "level = 3: true or false")):
+        assert run(monkeypatch, "distill", *said, "--set", f"student.options.prepare={own}") == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
 def test_from_single_words_to_a_recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     source = words()
     np.savez(tmp_path / "words.npz", waveforms=source.inputs, labels=source.labels.astype(str), who=source.groups.astype(str))
@@ -216,7 +250,7 @@ def test_from_single_words_to_a_recogniser(tmp_path: Path, monkeypatch: pytest.M
         out = "{tmp_path / "run"}"
         task = "recognition"
         measure = {{ latency = false, resamples = 100 }}
-        student = {{ model = "speech.convnet", options = {{ width = 16, depth = 2 }} }}
+        student = {{ model = "speech.convnet", options = {{ width = 16, depth = 2, causal = true, prepare = {{ level = false }} }} }}
         train = {{ epochs = 10, batch_size = 4, lr = 1e-2, clip = 5.0 }}
 
         [data]
@@ -252,3 +286,13 @@ def test_from_single_words_to_a_recogniser(tmp_path: Path, monkeypatch: pytest.M
     assert exported["word_accuracy"]["mean"] == pytest.approx(1 - exported["word_error_rate"]["mean"])
     said = json.loads((tmp_path / "run" / "artifact" / "signature.json").read_text())["outputs"][0]["shape"]
     assert len(said) == 3 and said[2] == 4
+    # what it hears of a piece is what it hears of the whole
+    session = open_session(tmp_path / "run" / "artifact" / "model.onnx")
+    clip = np.concatenate([wave[wave != 0] for wave in source.inputs[:12]])
+    ask = lambda wave: session.run(["probabilities"], {"rows": wave[None]})[0][0]  # noqa: E731
+    before, after = REAL_TIME["reach"](ask, clip, RATE)
+    assert 0 < before <= 0.5 * RATE
+    assert after <= 0.04 * RATE
+    heard = REAL_TIME["Pieces"](ask, RATE, RATE // 10, before, after).hear(clip)
+    assert heard.shape == ask(clip).shape
+    assert np.abs(heard - ask(clip)).max() < 1e-4

@@ -157,7 +157,7 @@ def test_a_run_with_drawn_views_and_a_student_of_its_own_resolution(digits: Path
 
 def test_a_picture_of_its_own_is_for_networks_on_images(digits: Path) -> None:
     recipe = said(digits, "own", student={"model": "tree", "options": {"prepare": {"image_size": [4, 4]}}})
-    with pytest.raises(UnderstudyError, match=r"U504 options.prepare is for networks on images; 'tree' reads rows of kind 'image'"):
+    with pytest.raises(UnderstudyError, match=r"U504 options.prepare is for networks on images and sound; 'tree' reads rows of kind"):
         pipeline.distill(parse(recipe), until="teach", console=QUIET)
 
 

@@ -332,7 +332,8 @@ class StudentSection(Section):
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="sizes: leaves, depth, rounds, hidden, width, ...; prepare = { image_size, mean, std }: its own picture",
+        description="sizes: leaves, depth, rounds, hidden, width, ...; prepare = { image_size, mean, std }: its own picture, of sound "
+        "{ level = false }",
     )
     inputs: list[str] = Field(default_factory=list, description="which of data.inputs it reads; all of them when left out")
 

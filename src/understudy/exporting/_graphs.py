@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -29,6 +30,8 @@ from understudy.tasks import Task
 
 OPSET, ML_OPSET, IR = 18, 3, 10
 INPUT = "rows"
+LENGTHS = (torch.int64, torch.int16)
+"""Tokens and sound: what a row may have more or fewer of."""
 TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8}
 
 
@@ -130,11 +133,13 @@ def _export_network(module: nn.Module, sample: Tensor | dict[str, Tensor], outpu
     sample = sample if isinstance(sample, dict) else {INPUT: sample}
     exporters: dict[str, Callable[..., None]] = {"torch.onnx dynamo": _dynamo, "torch.onnx torchscript": _torchscript}
     reasons = []
-    for name, exporter in exporters.items():
+    # sound of any length where the network bears it, else of the length that it was trained with
+    tries = [LENGTHS, (torch.int64,)] if any(part.dtype == torch.int16 for part in sample.values()) else [LENGTHS]
+    for free, (name, exporter) in itertools.product(tries, exporters.items()):
         try:
             with _quiet():
-                exporter(module, sample, outputs, path)
-            difference = _difference(module, sample, path)
+                exporter(module, sample, outputs, path, free)
+            difference = _difference(module, sample, path, free)
         except Exception as error:
             reasons.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300])
             continue
@@ -144,8 +149,8 @@ def _export_network(module: nn.Module, sample: Tensor | dict[str, Tensor], outpu
     raise ExportError("the network cannot be written as ONNX:\n  " + "\n  ".join(reasons), code="U041")
 
 
-def _dynamo(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], path: Path) -> None:
-    axes = tuple(_dynamic(part) for part in sample.values())
+def _dynamo(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], path: Path, free: Sequence[torch.dtype]) -> None:
+    axes = tuple(_dynamic(part, free) for part in sample.values())
     torch.onnx.export(
         module,
         tuple(sample.values()),
@@ -160,26 +165,26 @@ def _dynamo(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], pa
     )
 
 
-def _dynamic(sample: Tensor) -> dict[int, Any]:
-    """The axes whose length is free: rows, and the tokens of texts."""
+def _dynamic(sample: Tensor, free: Sequence[torch.dtype]) -> dict[int, Any]:
+    """The axes whose length is free: rows, and the tokens of texts or the samples of sound."""
     axes: dict[int, Any] = {0: torch.export.Dim("batch")}
-    return axes | {sample.ndim - 1: torch.export.Dim.DYNAMIC} if sample.dtype == torch.int64 else axes
+    return axes | {sample.ndim - 1: torch.export.Dim.DYNAMIC} if sample.dtype in free else axes
 
 
-def _torchscript(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+def _torchscript(module: nn.Module, sample: dict[str, Tensor], outputs: list[str], path: Path, free: Sequence[torch.dtype]) -> None:
     axes = {name: {0: "batch"} for name in (*sample, *outputs)}
     for name, part in sample.items():
-        axes[name] |= {part.ndim - 1: "tokens"} if part.dtype == torch.int64 else {}
+        axes[name] |= {part.ndim - 1: "length"} if part.dtype in free else {}
     said: dict[str, Any] = {"input_names": list(sample), "output_names": outputs, "dynamic_axes": axes, "opset_version": OPSET}
     torch.onnx.export(module, tuple(sample.values()), str(path), dynamo=False, **said)
 
 
-def _difference(module: nn.Module, sample: dict[str, Tensor], path: Path) -> float:
-    """The largest relative difference of the file from the module at batch 1 and 3, and half of a text, which no exporter has seen."""
+def _difference(module: nn.Module, sample: dict[str, Tensor], path: Path, free: Sequence[torch.dtype]) -> float:
+    """The largest relative difference of the file from the module at batch 1 and 3, and half of a text or clip: no exporter saw those."""
     session = open_session(path)
     largest = 0.0
     tried = [{name: part[torch.arange(batch) % len(part)] for name, part in sample.items()} for batch in (1, 3)]
-    half = {name: part[..., : max(1, part.shape[-1] // 2)] if part.dtype == torch.int64 else part for name, part in sample.items()}
+    half = {name: part[..., : max(1, part.shape[-1] // 2)] if part.dtype in free else part for name, part in sample.items()}
     for rows in [*tried, half]:
         with torch.no_grad():
             said = module(*rows.values())

@@ -51,8 +51,9 @@ def build_student(
         there = "are texts, which text.bag, text.transformer and text.static" if kind == "text" else f"are of kind {kind!r}, which others"
         raise RecipeError(f"the model {model!r} does not read these rows: they {there} read; set student.model", code="U411")
     options, own = {name: value for name, value in options.items() if name != "prepare"}, options.get("prepare")
-    if own is not None and (kind != "image" or is_estimator(model)):
-        raise RecipeError(f"options.prepare is for networks on images; {model!r} reads rows of kind {kind!r}: take it out", code="U504")
+    if own is not None and (kind not in ("image", "audio") or is_estimator(model)):
+        told = f"options.prepare is for networks on images and sound; {model!r} reads rows of kind {kind!r}: take it out"
+        raise RecipeError(told, code="U504")
     if is_estimator(model):
         prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True, rate=loaded.rate)
         if model.startswith("sklearn:"):
@@ -64,7 +65,8 @@ def build_student(
         return Student(name, task, encoding=loaded.encoding, preprocessing=prepared, estimator=estimator, reads=loaded.reads)
     flat = model == "mlp"
     prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=True, flatten=flat, rate=loaded.rate)
-    prepared = prepared if own is None else preprocessing.as_asked(prepared, own)
+    if own is not None:
+        prepared = preprocessing.sound_as_asked(prepared, own, encoded) if kind == "audio" else preprocessing.as_asked(prepared, own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "text":

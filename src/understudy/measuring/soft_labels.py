@@ -19,7 +19,7 @@ def describe(taught: TransferSet, *, rows: int = 10, pairs: int = 10, seed: int 
     """Entropy in nats, the pairs of classes that share the most mass, and random rows with their largest soft labels.
 
     All rows are read, in their plain view. The mass of a pair is the sum, over rows whose two largest classes they are, of
-    the probability of the second. A regression has its values' mean and deviation instead.
+    the probability of the second. A regression has its values' mean and deviation instead, a matching its recall and the hardest rows.
     """
     task = taught.task
     chosen = np.sort(np.random.default_rng(seed).choice(len(taught), size=min(rows, len(taught)), replace=False))
@@ -32,7 +32,9 @@ def describe(taught: TransferSet, *, rows: int = 10, pairs: int = 10, seed: int 
         words = [" ".join(task.classes[code] for code in row if code >= 0) for row in said]
         found |= {"mean": float(blank.mean()), "deviation": float(blank.std())}
         return found | {"shown": [{"position": int(at), "soft labels": {text: 1.0}} for at, text in zip(chosen, words, strict=True)]}
-    if task.kind in ("regression", "matching"):
+    if task.kind == "matching":
+        return found | _partners(np.concatenate(parts), rows, seed)
+    if task.kind == "regression":
         values = np.concatenate(parts)
         found |= {"mean": float(values.mean()), "deviation": float(values.std())}
         return found | {"shown": [{"position": int(at), "value": float(value[0])} for at, value in zip(chosen, shown, strict=True)]}
@@ -63,7 +65,10 @@ def show(found: dict[str, Any], console: Console, names: dict[int, str] | None =
     """Print what `describe` found; `names` says where the shown rows came from."""
     views = f" x {found['views']} views" if found["views"] > 1 else ""
     console.print(f"{found['rows']:,} rows{views} answered by {escape(found['teacher'])}: {', '.join(found['signals'])}", highlight=False)
-    if "entropy" not in found:
+    if "recall_at_1" in found:
+        told = f"recall at 1: {found['recall_at_1']:.4f} among {found['compared']:,} rows; the hardest of them (cosine of the own partner, "
+        console.print(f"{told}and which partner lies nearest instead)", highlight=False)
+    elif "entropy" not in found:
         console.print(f"values {found['mean']:.4g} ± {found['deviation']:.4g}", highlight=False)
     else:
         said = " · ".join(f"{name} {found['entropy'][name]:.3f}" for name in ("mean", "5 %", "median", "95 %"))
@@ -72,6 +77,8 @@ def show(found: dict[str, Any], console: Console, names: dict[int, str] | None =
     for row in found["shown"]:
         soft = "  ".join(f"{name} {chance:.3f}" for name, chance in row.get("soft labels", {"": row.get("value", 0.0)}).items())
         name = (names or {}).get(row["position"], f"#{row['position']}")
+        if "nearest" in row:
+            soft = f"{soft.strip()}; {row['other']:.3f} for the partner of row #{row['nearest']}"
         table.add_row(escape(name), f"{row['entropy']:.3f}" if "entropy" in row else "", escape(soft))
     console.print(table)
     if found.get("pairs"):
@@ -79,6 +86,27 @@ def show(found: dict[str, Any], console: Console, names: dict[int, str] | None =
         for pair in found["pairs"]:
             table.add_row(escape(" / ".join(pair["classes"])), f"{pair['rows']:,}", f"{pair['mass']:.2f}")
         console.print(table)
+
+
+_COMPARED = 2000
+"""Rows of a matching that are compared with each other, drawn by seed where there are more."""
+
+
+def _partners(vectors: np.ndarray[Any, Any], rows: int, seed: int) -> dict[str, Any]:
+    """Recall from the first input to the second, and the rows whose partner is farthest behind the nearest other one."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:_COMPARED])
+    first, second = np.split(vectors[chosen], 2, axis=1)
+    first, second = (half / np.linalg.norm(half, axis=1, keepdims=True).clip(min=1e-12) for half in (first, second))
+    near = first @ second.T
+    own = near.diagonal().copy()
+    np.fill_diagonal(near, -np.inf)
+    nearest = near.argmax(axis=1)
+    other = near.max(axis=1)
+    shown = [
+        {"position": int(chosen[at]), "value": float(own[at]), "nearest": int(chosen[nearest[at]]), "other": float(other[at])}
+        for at in np.argsort(own - other, kind="stable")[:rows]
+    ]
+    return {"recall_at_1": float((own >= other).mean()), "compared": len(chosen), "shown": shown}
 
 
 def _plain(taught: TransferSet, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

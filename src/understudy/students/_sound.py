@@ -27,7 +27,8 @@ class LogMel(nn.Module):
     """Waveforms int16 [rows, samples] -> float32 [rows, mels + 1, frames]: standardised log-mel features, and a mask.
 
     The last channel is 1 where a frame starts before the clip's end (its last sample that is not zero) and 0 in the padding,
-    where the features are 0 too. `window` and `hop` are in samples; `mean` and `std` have one value per mel.
+    where the features are 0 too. `window` and `hop` are in samples; `mean` and `std` have one value per mel. Without `level` a clip
+    is heard as loud as it is: nothing in a frame then depends on the rest of the clip, so that it may be heard piece by piece.
     """
 
     filters: Tensor
@@ -36,7 +37,16 @@ class LogMel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, rate: int, mels: int, window: int, hop: int, mean: list[float] | None = None, std: list[float] | None = None, *, flatten: bool
+        self,
+        rate: int,
+        mels: int,
+        window: int,
+        hop: int,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        *,
+        flatten: bool,
+        level: bool = True,
     ) -> None:
         super().__init__()
         self.spec = {
@@ -48,8 +58,9 @@ class LogMel(nn.Module):
             "mean": mean,
             "std": std,
             "flatten": flatten,
+            "level": level,
         }
-        self.hop, self.window, self.flatten = hop, window, flatten
+        self.hop, self.window, self.flatten, self.level = hop, window, flatten, level
         self.features: list[str] = []
         self.register_buffer("filters", torch.from_numpy(mel_filters(rate, window, mels)))
         self.register_buffer("waves", torch.from_numpy(fourier_waves(window))[:, None, :])
@@ -57,11 +68,15 @@ class LogMel(nn.Module):
         self.register_buffer("std", torch.tensor(std or [1.0] * mels, dtype=torch.float32)[:, None])
 
     def forward(self, encoded: Tensor) -> Tensor:
-        logs = self.log_mel(levelled(encoded))
+        logs = self.log_mel(self.heard(encoded))
         mask = self.mask(encoded, logs.shape[2])
         values = (logs - self.mean) / self.std * mask
         found = torch.cat([values, mask.expand(-1, 1, -1)], dim=1)
         return found.flatten(1) if self.flatten else found
+
+    def heard(self, encoded: Tensor) -> Tensor:
+        """The samples as float32, at one level or as loud as they are."""
+        return levelled(encoded) if self.level else encoded.to(torch.float32) / 32768
 
     def log_mel(self, samples: Tensor) -> Tensor:
         """Natural logarithm of the mel power spectrum of float32 samples, [rows, mels, 1 + samples // hop]."""
@@ -79,18 +94,26 @@ class LogMel(nn.Module):
 
 
 def fit_log_mel(
-    encoded: Tensor, rate: int, *, scale: bool, flatten: bool, mels: int = 40, window: float = 0.025, hop: float = 0.01
+    encoded: Tensor,
+    rate: int,
+    *,
+    scale: bool,
+    flatten: bool,
+    level: bool = True,
+    mels: int = 40,
+    window: float = 0.025,
+    hop: float = 0.01,
 ) -> LogMel:
     """Features at this rate, standardised per mel by the frames of the encoded training clips; `window` and `hop` in seconds."""
     size = 2 * round(window * rate / 2)
-    said: dict[str, Any] = {"rate": rate, "mels": mels, "window": size, "hop": round(hop * rate)}
+    said: dict[str, Any] = {"rate": rate, "mels": mels, "window": size, "hop": round(hop * rate), "level": level}
     plain = LogMel(**said, flatten=False)
     if not scale:
         return LogMel(**said, flatten=flatten)
     total, squares, count = torch.zeros(mels, dtype=torch.float64), torch.zeros(mels, dtype=torch.float64), 0.0
     with torch.inference_mode():
         for piece in encoded.split(256):
-            logs = plain.log_mel(levelled(piece))
+            logs = plain.log_mel(plain.heard(piece))
             mask = plain.mask(piece, logs.shape[2])
             total += (logs * mask).sum((0, 2)).double()
             squares += (logs.square() * mask).sum((0, 2)).double()

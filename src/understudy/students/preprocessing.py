@@ -209,10 +209,7 @@ def as_asked(prepared: nn.Module, asked: dict[str, Any]) -> nn.Module:
 
     `mean` and `std` are in units of 0 to 1, as a teacher's; what is not asked for stays as it was fitted.
     """
-    known = ("image_size", "mean", "std")
-    unknown = sorted(set(asked) - set(known))
-    if unknown:
-        raise RecipeError(f"options.prepare: no {unknown[0]!r}; {did_you_mean(unknown[0], known)}", code="U504")
+    _refuse_unknown(asked, ("image_size", "mean", "std"))
     assert isinstance(prepared, ImagePreprocessing)
     spec: dict[str, Any] = {name: value for name, value in prepared.spec.items() if name != "kind"}
     channels = len(spec["mean"])
@@ -229,6 +226,23 @@ def as_asked(prepared: nn.Module, asked: dict[str, Any]) -> nn.Module:
             raise RecipeError(f"options.prepare.image_size = {size!r}: height and width in pixels, such as [16, 16]", code="U504")
         spec["resize"] = list(size)
     return ImagePreprocessing(**spec)
+
+
+def sound_as_asked(prepared: nn.Module, asked: dict[str, Any], encoded: Tensor) -> nn.Module:
+    """The features of sound without bringing each clip to one level first (`level = false`), fitted again on the training clips."""
+    _refuse_unknown(asked, ("level",))
+    assert isinstance(prepared, LogMel)
+    spec: dict[str, Any] = prepared.spec
+    level = asked.get("level", True)
+    if not isinstance(level, bool):
+        raise RecipeError(f"options.prepare.level = {level!r}: true or false", code="U504")
+    return prepared if level else fit_log_mel(encoded, spec["rate"], scale=spec["mean"] is not None, flatten=prepared.flatten, level=False)
+
+
+def _refuse_unknown(asked: dict[str, Any], known: tuple[str, ...]) -> None:
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise RecipeError(f"options.prepare: no {unknown[0]!r}; {did_you_mean(unknown[0], known)}", code="U504")
 
 
 def _resizing(before: int, after: int) -> Tensor:

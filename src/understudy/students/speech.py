@@ -24,17 +24,20 @@ def convnet(
     depth: int = 4,
     kernel: int = 9,
     dropout: float = 0.0,
+    causal: bool = False,
     frames: bool = False,
     seed: int | None = None,
 ) -> nn.Module:
     """Separable convolutions along time, with a way around each pair (as MatchboxNet, Majumdar & Ginsburg 2020, arXiv:2004.08531).
 
+    With `causal` a frame hears what came before it and nothing after, so that a stream is answered as it comes.
+
     >>> sum(weight.numel() for weight in convnet(40, 10, width=48).parameters()) < 50_000
     True
     """
     with seeded(seed):
-        blocks: list[nn.Module] = [_Separable(width, kernel, dropout) for _ in range(depth)]
-        return _Network(_Start(mels, width), blocks, nn.Linear(width, outputs), frames=frames)
+        blocks: list[nn.Module] = [_Separable(width, kernel, dropout, causal=causal) for _ in range(depth)]
+        return _Network(_Start(mels, width, causal=causal), blocks, nn.Linear(width, outputs), frames=frames)
 
 
 def recurrent(
@@ -100,12 +103,14 @@ class _Network(nn.Module):
 class _Start(nn.Module):
     """A convolution over all mels that keeps every second frame."""
 
-    def __init__(self, mels: int, width: int) -> None:
+    def __init__(self, mels: int, width: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv1d(mels, width, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+        self.before = 4 if causal else 0
+        around = 0 if causal else 2
+        self.layers = nn.Sequential(nn.Conv1d(mels, width, 5, stride=2, padding=around, bias=False), nn.BatchNorm1d(width), nn.ReLU())
 
     def forward(self, values: Tensor) -> Tensor:
-        answer: Tensor = self.layers(values)
+        answer: Tensor = self.layers(_earlier(values, self.before))
         return answer
 
 
@@ -113,14 +118,20 @@ class _Start(nn.Module):
 class _Separable(nn.Module):
     """Depthwise along time, pointwise across channels, and what came in added."""
 
-    def __init__(self, width: int, kernel: int, dropout: float) -> None:
+    def __init__(self, width: int, kernel: int, dropout: float, *, causal: bool = False) -> None:
         super().__init__()
-        self.along = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+        self.before = kernel - 1 if causal else 0
+        self.along = nn.Conv1d(width, width, kernel, padding=0 if causal else kernel // 2, groups=width, bias=False)
         self.across = nn.Sequential(nn.Conv1d(width, width, 1, bias=False), nn.BatchNorm1d(width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        return self.dropout(torch.relu(values + self.across(self.along(values))))
+        return self.dropout(torch.relu(values + self.across(self.along(_earlier(values, self.before)))))
+
+
+def _earlier(values: Tensor, frames: int) -> Tensor:
+    """With so many frames of zeros in front."""
+    return nn.functional.pad(values, (frames, 0)) if frames else values
 
 
 @final
