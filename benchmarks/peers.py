@@ -36,7 +36,7 @@ from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
 from understudy.errors import MissingExtraError
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.store.transfer_set import TransferSet
 from understudy.students.convnet import convnet
 from understudy.tasks import Task

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.convnet import convnet
 from understudy.students.mlp import mlp
 from understudy.tasks import Task

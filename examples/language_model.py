@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.store.encodings import TopK
 from understudy.tasks import Task
 from understudy.training.gradient import TrainingSet, train

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.tasks import Task
 from understudy.training.gradient import TrainingSet, train
 

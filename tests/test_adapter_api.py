@@ -32,7 +32,8 @@ from understudy.errors import RecipeError, TeacherError
 from understudy.make.lessons import training_set
 from understudy.make.rows import Loaded
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection, parse
+from understudy.recipe import parse
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch
 from understudy.students.trees import tree
 from understudy.tasks import Task

@@ -24,6 +24,7 @@ ROW = {
     "signals": 1,
     "tasks": 1,
     "schedules": 1,
+    "sections": 1,
     "taps": 2,
     "contrasts": 2,
     "terms": 2,

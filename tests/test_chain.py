@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 from understudy import cli
 from understudy.errors import InputError, PreflightError, RecipeError
 from understudy.pipeline import distill
-from understudy.recipe import OptimizerSection, load, parse, to_toml
+from understudy.recipe import load, parse, to_toml
+from understudy.sections import OptimizerSection
 from understudy.training.chain import check_sizes
 
 

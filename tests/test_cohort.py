@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from understudy.errors import InputError
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.mlp import mlp
 from understudy.tasks import Task
 from understudy.training import _checkpoint
@@ -139,7 +139,7 @@ KILLED = """
 import os, signal
 from pathlib import Path
 import numpy as np, torch
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.convnet import convnet
 from understudy.tasks import Task
 from understudy.training import _checkpoint

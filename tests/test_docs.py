@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from understudy import recipe as recipes
+from understudy import sections
 from understudy.signals import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def test_snippets_on_extending_run() -> None:
 
 def test_every_option_is_named_in_the_tables() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert {f"`{name}`" for name in recipes.OptimizerSection.model_fields} <= set(re.findall(r"`\w+`", text))
+    assert {f"`{name}`" for name in sections.OptimizerSection.model_fields} <= set(re.findall(r"`\w+`", text))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)

@@ -106,7 +106,7 @@ PROGRAM = """
 import sys, torch
 from pathlib import Path
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.convnet import convnet
 from understudy.tasks import Task
 from understudy.training import _checkpoint, gradient

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from understudy.errors import InputError, TrainingError
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.convnet import convnet
 from understudy.students.mlp import mlp
 from understudy.students.preprocessing import Rescale
@@ -332,7 +332,7 @@ import os, signal
 from pathlib import Path
 import numpy as np, torch
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.convnet import convnet
 from understudy.tasks import Task
 from understudy.training import _checkpoint

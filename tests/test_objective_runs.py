@@ -20,7 +20,8 @@ from understudy.features import FeatureTerm, Member, OnTeachersEmbedding
 from understudy.losses.logits import soft_target
 from understudy.losses.tokens import forward_kl
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection, parse
+from understudy.recipe import parse
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch
 from understudy.stages import teaching
 from understudy.tasks import Task

@@ -21,7 +21,7 @@ from understudy.errors import DataError, RecipeError
 from understudy.make.lessons import live_answers, stored_answers, training_set
 from understudy.make.rows import Loaded, build_views
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch
 from understudy.tasks import Task
 from understudy.teachers import TorchTeacher

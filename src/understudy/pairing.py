@@ -16,7 +16,8 @@ from understudy.data import pairs, tables, texts
 from understudy.data._source import Source
 from understudy.data.rows import Kind
 from understudy.errors import DataError, did_you_mean
-from understudy.recipe import DataSection, InputSection, Recipe
+from understudy.recipe import Recipe
+from understudy.sections import DataSection, InputSection
 from understudy.tasks import Task
 
 Array = np.ndarray[Any, Any]

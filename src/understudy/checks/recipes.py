@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from understudy.errors import InputError, Problem, raise_errors
-from understudy.recipe import OptimizerSection, Recipe
+from understudy.recipe import Recipe
+from understudy.sections import OptimizerSection
 from understudy.store.mirror import Mirror
 
 VIRTUAL = "labels.virtual_teacher"

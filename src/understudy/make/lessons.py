@@ -18,7 +18,8 @@ from understudy.errors import RecipeError
 from understudy.features import asked_layers
 from understudy.make.rows import Loaded, encode
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection, Recipe
+from understudy.recipe import Recipe
+from understudy.sections import OptimizerSection
 from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet

@@ -33,7 +33,8 @@ from understudy.data._source import Source
 from understudy.data.pairs import PairEncoding
 from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, Problem, RecipeError, did_you_mean
-from understudy.recipe import DataSection, OptimizerSection, Recipe
+from understudy.recipe import Recipe
+from understudy.sections import DataSection, OptimizerSection
 from understudy.tasks import Task
 from understudy.training.gradient import Augment
 

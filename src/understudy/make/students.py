@@ -19,7 +19,7 @@ from understudy.data import (
 from understudy.data.pairs import PairEncoding
 from understudy.errors import RecipeError, did_you_mean
 from understudy.make.rows import Loaded, encoder_of
-from understudy.recipe import FurtherSection
+from understudy.sections import FurtherSection
 from understudy.students import convnet, fusion, mlp, preprocessing, speech, text, trees
 from understudy.students.student import Student
 from understudy.tasks import Task

@@ -10,7 +10,7 @@ from understudy.answers import Combine
 from understudy.data.rows import Paired, Rows
 from understudy.errors import RecipeError, TeacherError, did_you_mean
 from understudy.pools import Pool, Processes
-from understudy.recipe import TeacherMember, TeacherTrainSection
+from understudy.sections import TeacherMember, TeacherTrainSection
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
 from understudy.teachers import Ensemble, Reading, Teacher

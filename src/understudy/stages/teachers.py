@@ -20,7 +20,7 @@ from understudy.make.rows import Loaded, build_views, views_seen
 from understudy.make.students import build_student, is_estimator
 from understudy.make.teachers import build_ensemble, load_teacher, train_estimator_teacher
 from understudy.measuring import scorecard as cards
-from understudy.recipe import TeacherMember, TeacherTrainSection
+from understudy.sections import TeacherMember, TeacherTrainSection
 from understudy.signals import Signals
 from understudy.stages._fitting import fit_network, validation_of
 from understudy.stages._foresight import note_time

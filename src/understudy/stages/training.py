@@ -29,7 +29,8 @@ from understudy.make.lessons import (
 from understudy.make.rows import build_views, encode, views_seen
 from understudy.make.students import build_student, is_estimator
 from understudy.objectives import Objective
-from understudy.recipe import ObjectiveSection, Recipe
+from understudy.recipe import Recipe
+from understudy.sections import ObjectiveSection
 from understudy.signals import Signals
 from understudy.stages._fitting import count_of, fit_network, parameters_of, told_figures, validation_of
 from understudy.stages._run import Run, first_inputs, join_rows, write_json

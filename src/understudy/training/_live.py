@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from understudy.errors import InputError
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch, Signals
 from understudy.students.student import device_of
 from understudy.training._momenta import SeparateMomenta

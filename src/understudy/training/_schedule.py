@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 
 
 def rate_factor(progress: float, options: OptimizerSection) -> float:

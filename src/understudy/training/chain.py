@@ -16,7 +16,7 @@ from typing import final
 
 from understudy.errors import InputError, Problem
 from understudy.objectives import Objective
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.students.student import Student
 from understudy.tasks import Task
 from understudy.teachers import Teacher

@@ -23,7 +23,7 @@ from understudy.errors import InputError, did_you_mean
 from understudy.losses import ensembles
 from understudy.objectives import Objective
 from understudy.ranks import Ranks
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch
 from understudy.students.student import device_of, evaluating, load_weights
 from understudy.tasks import Task

@@ -22,7 +22,7 @@ from understudy.errors import InputError
 from understudy.features import signal_of
 from understudy.objectives import Objective
 from understudy.ranks import Ranks
-from understudy.recipe import OptimizerSection
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch, Signals
 from understudy.students.student import device_of, evaluating, load_weights
 from understudy.taps import taps
