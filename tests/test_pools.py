@@ -111,7 +111,9 @@ def wide() -> TorchTeacher:
     return TorchTeacher(torch.nn.Linear(4, 300), task=WIDE, classes=None, prepare=as_floats, batch_size=16)
 
 
-@pytest.mark.parametrize("stored", ["float16", "bfloat16", TopK(4), Sampled(4, 4), "auto"], ids=str)
+@pytest.mark.parametrize(
+    "stored", ["float16", "bfloat16", TopK(4), Sampled(4, 4), "auto"], ids=["float16", "bfloat16", "top-k", "sampled", "auto"]
+)
 @pytest.mark.parametrize("views", [1, 2])
 def test_workers_encode_what_they_say(tmp_path: Path, stored: Any, views: int) -> None:
     rows = make_rows()
