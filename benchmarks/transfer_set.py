@@ -3,7 +3,8 @@
     python benchmarks/transfer_set.py
 
 Ratios are medians of interleaved pairs in this run. The exit status is 1 when a limit is passed: teaching over a bare forward
-pass of the same teacher at the same batch 1.05 (large CNN) and 1.3 (tiny MLP); gathering 256 rows x 100 float16 from 50 shards over
+pass of the same teacher at the same batch 1.05 (large CNN) and 1.3 (MLPs of 292,452 and 56,740 weights) on one thread, beside all that the
+machine has, which has no limit; gathering 256 rows x 100 float16 from 50 shards over
 one raw memory-mapped gather 2; opening and aligning 1,000,000 rows 2 s. Encodings have no limit: their figures are printed.
 """
 
@@ -59,8 +60,12 @@ def paired(one: Callable[[int], Any], other: Callable[[int], Any], rounds: int, 
     return statistics.median(kept[0]), statistics.median(kept[1]), statistics.median(a / b for a, b in zip(*kept, strict=True))
 
 
-def teaching(name: str, module: nn.Module, inputs: np.ndarray[Any, Any], batch: int, rounds: int, limit: float, folder: Path) -> bool:
-    """`teach` over the same module's bare forward pass on the same raw rows, prepared in the same way."""
+def teaching(
+    name: str, module: nn.Module, inputs: np.ndarray[Any, Any], rounds: int, limit: float, folder: Path, *, threads: int, batch: int = 256
+) -> bool:
+    """`teach` over the same module's bare forward pass on the same raw rows, prepared in the same way, both on so many threads."""
+    torch.set_num_threads(threads)
+    name = f"{name}, {threads} thread{'s' * (threads > 1)}"
     kind: Any = "image" if inputs.dtype == np.uint8 else "array"
     rows = Rows(kind, inputs, content_keys(inputs, kind))
     prepare = RawPreparation()
@@ -211,16 +216,24 @@ def columns(classes: int, rows: int) -> None:
 
 def main() -> int:
     """All figures."""
+    every = torch.get_num_threads()
     torch.set_num_threads(1)
     draw = np.random.default_rng(3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = draw.integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
         vectors = draw.standard_normal((98304, 784), dtype=np.float32)
-        large, tiny = convnet(3, 100, size=(32, 32), width=64, depth=3, seed=0), mlp(784, 100, hidden=[64], seed=0)
+        large = convnet(3, 100, size=(32, 32), width=64, depth=3, seed=0)
+        tiny, small = mlp(784, 100, hidden=[64], seed=0), mlp(784, 100, hidden=[256, 256], seed=0)
         kept = [
-            teaching("large CNN", large, images, 256, 6, 1.05, folder),
-            teaching("tiny MLP", tiny, vectors, 256, 8, 1.3, folder),
+            teaching("large CNN", large, images, 6, 1.05, folder, threads=1),
+            teaching("small MLP", small, vectors, 8, 1.3, folder, threads=1),
+            teaching("tiny MLP", tiny, vectors, 8, 1.3, folder, threads=1),
+            teaching("small MLP", small, vectors, 8, float("inf"), folder, threads=every),
+            teaching("tiny MLP", tiny, vectors, 8, float("inf"), folder, threads=every),
+        ]
+        torch.set_num_threads(1)
+        kept += [
             gathering(folder),
             opening(folder),
         ]

@@ -6,6 +6,7 @@ What comes out depends on the rows, their order and the size of a batch alone, n
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from understudy.pools import Pool
 from understudy.signals import Signals, is_answered
 from understudy.store.encodings import Encoded, Encoder
 from understudy.tasks import Task
-from understudy.teachers import Teacher, batches_itself, max_missing, signals_of, take
+from understudy.teachers import Teacher, batches_itself, max_missing, on_processor, signals_of, take
 
 Augment = Callable[[Any, np.ndarray[Any, Any], int], Any]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -93,6 +94,16 @@ class Questions:
         """Whether the teacher goes through any number of rows itself, batch by batch."""
         return self.views == 1 and batches_itself(self.teacher, self.batch_size)
 
+    def crowded(self, inputs: Any) -> bool:
+        """Whether a thread beside the teacher only takes its cores: rows lie in memory, and it answers on all of the processor.
+
+        The threads of a matrix product wait for each other; with one more at work than there are cores, each of a tiny network's
+        products takes twice as long.
+        """
+        if torch.get_num_threads() < _cores() or not self.alone or not on_processor(self.teacher):
+            return False
+        return _lies_plain(inputs) and not isinstance(inputs, np.memmap)
+
     def blocks(self, chunk: Integers, row_bytes: int = BLOCK_BYTES) -> list[Integers]:
         """The positions of the rows that are made ready at once: whole batches, several where rows are small."""
         size = self.batch_size * max(1, BLOCK_BYTES // (row_bytes * self.batch_size))
@@ -142,9 +153,20 @@ def _batched(
                 yield some
                 advance(len(some))
 
-    with closing(_ahead(taken, itertools.chain.from_iterable(blocks))) as ready:
+    every = itertools.chain.from_iterable(blocks)
+    with closing((taken(block) for block in every) if questions.crowded(inputs) else _ahead(taken, every)) as ready:
         for chunk, own in zip(chunks, blocks, strict=True):
             yield [checked(teacher, signals_of(teacher, batches(ready, len(own)), len(chunk)), chunk, questions.task)]
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lies_plain(inputs: Any) -> bool:
+    """Whether rows are one array of numbers, each row in one piece."""
+    return isinstance(inputs, np.ndarray) and not inputs.dtype.hasobject and inputs.flags.c_contiguous and inputs.nbytes > 0
 
 
 @final
@@ -153,7 +175,7 @@ class _Taken:
 
     def __init__(self, inputs: Any) -> None:
         self._inputs = inputs
-        plain = isinstance(inputs, np.ndarray) and not inputs.dtype.hasobject and inputs.flags.c_contiguous and inputs.nbytes > 0
+        plain = _lies_plain(inputs)
         self.row_bytes = inputs.nbytes // len(inputs) if plain else BLOCK_BYTES
         self._held: list[np.ndarray[Any, Any] | None] = [None] * (AHEAD if plain else 0)
 

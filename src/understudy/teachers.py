@@ -197,8 +197,7 @@ class TorchTeacher:
         return self._said(batches, count, preparation.of_own if isinstance(preparation, PreparesOwn) else self._prepare)
 
     def _said(self, batches: Iterable[Any], count: int, prepare: Callable[[Any], Tensor] | None = None) -> Signals:
-        first = next(self.module.parameters(), None)
-        device = torch.device("cpu") if first is None else first.device
+        device = self.device
         prepare = prepare or self._prepare
         whole: dict[str, Tensor] = {}
         start = 0
@@ -235,9 +234,13 @@ class TorchTeacher:
 
     def prepared(self, inputs: Any) -> Tensor:
         """Raw inputs as the module reads them, on its device."""
+        return self._prepare(inputs).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
         first = next(self.module.parameters(), None)
-        prepared = self._prepare(inputs)
-        return prepared if first is None else prepared.to(first.device)
+        return torch.device("cpu") if first is None else first.device
 
     def fingerprint(self) -> dict[str, str]:
         first = next(self.module.parameters(), None)
@@ -261,6 +264,13 @@ def batches_itself(teacher: Any, batch_size: int) -> bool:
     if isinstance(teacher, Matched):
         return batches_itself(teacher.teacher, batch_size)
     return isinstance(teacher, TorchTeacher) and teacher.batch_size == batch_size
+
+
+def on_processor(teacher: Any) -> bool:
+    """Whether a teacher that `batches_itself` answers on the processor."""
+    if isinstance(teacher, Matched):
+        return on_processor(teacher.teacher)
+    return isinstance(teacher, TorchTeacher) and teacher.device.type == "cpu"
 
 
 def signals_of(teacher: Teacher, batches: Iterable[Any], count: int) -> Signals:

@@ -151,7 +151,8 @@ def teach(
         questions = Questions(teacher, task, batch_size, views, augment)
         if pool is not None and chunks and folds is None:
             questions = _encoding_there(questions, writer, settle, rows, chunks[0])
-        with _progress(len(asked), progress, teacher.name) as advance, _Behind() as behind:
+        now = pool is None and mirror is None and questions.crowded(rows.inputs)
+        with _progress(len(asked), progress, teacher.name) as advance, _Behind(now) as behind:
             given = (rows.inputs, rows.keys, chunks, advance)
             asking = answers(questions, *given) if pool is None or not chunks else answers_of_pool(pool, questions, *given)
             with closing(asking) as answered:
@@ -235,9 +236,13 @@ def _missing(keys: Integers, there: Integers) -> Integers:
 
 @final
 class _Behind:
-    """One thing after the other on a thread of its own, at most one of them open: a shard is stored while the next is asked."""
+    """One thing after the other on a thread of its own, at most one of them open: a shard is stored while the next is asked.
 
-    def __init__(self) -> None:
+    Or `now`, where a thread more would cost more than it saves.
+    """
+
+    def __init__(self, now: bool) -> None:
+        self._now = now
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teaching")
         self._open: Future[None] | None = None
 
@@ -247,6 +252,9 @@ class _Behind:
     def do(self, work: Callable[..., None], *given: Any) -> None:
         """Begin this once what came before is done; an error of that is raised here."""
         self._settle()
+        if self._now:
+            work(*given)
+            return
         self._open = self._thread.submit(work, *given)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
