@@ -39,6 +39,7 @@ ROW = {
     "students": 3,
     "adapters": 4,
     "asking": 4,
+    "ensembles": 4,
     "checks": 5,
     "teaching": 5,
     "training": 5,

@@ -39,7 +39,7 @@ def test_a_plan_says_what_comes_and_the_scorecard_how_far_off_it_was(tmp_path: P
     recipe = recipe_of(tmp_path / "run", teaching={"views": 3, "dtype": "float16", "store": (tmp_path / "shared").as_uri()})
     plan = pipeline.plan(recipe, seconds=4, console=QUIET)
     assert not (tmp_path / "shared").exists()
-    assert plan["counts"] == {"rows": 1797, "training": 1257, "synthetic": 0, "views": 3}
+    assert plan["counts"] == {"rows": 1797, "training": 1257, "further": 0, "views": 3}
     assert plan["parts"].keys() == {"bytes", "memory", "teacher", "teaching", "student", "control"}
     card = pipeline.distill(recipe, console=QUIET)
     found = card["plan"]
@@ -180,7 +180,7 @@ def test_a_tree_is_probed_with_a_teacher_that_has_learned() -> None:
 def test_a_moment_is_not_foreseen_to_the_tenth(tmp_path: Path) -> None:
     console = Console(width=200, file=(tmp_path / "said").open("w", encoding="utf-8"))
     run = Run(recipe_of(tmp_path / "run"), tmp_path, console)
-    counts = {"rows": 10, "training": 5, "synthetic": 0, "views": 1}
+    counts = {"rows": 10, "training": 5, "further": 0, "views": 1}
     keep(run, {"counts": counts, "parts": {"teaching": 0.31, "student": 3.14}, "probe": {"rows": [5], "seconds": 2.0}})
     console.file.close()
     told = (tmp_path / "said").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from understudy.answers import UNKNOWN, combined, known_columns
+from understudy.ensembles import Ensemble
 from understudy.errors import InputError, RecipeError, TeacherError
 from understudy.losses.ensembles import confidence_weights, mean_of_probabilities
 from understudy.make.lessons import training_set
@@ -22,7 +23,7 @@ from understudy.pipeline import distill
 from understudy.recipe import parse
 from understudy.stages import training
 from understudy.tasks import Task
-from understudy.teachers import CallableTeacher, Ensemble, Matched, Teacher
+from understudy.teachers import CallableTeacher, Matched, Teacher
 
 TASK = Task("multiclass", ("ant", "bee", "cow"))
 ROWS = np.zeros((1, 2), dtype=np.float32)

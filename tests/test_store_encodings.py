@@ -13,11 +13,12 @@ from torch import Tensor
 
 from understudy.data.keys import content_keys
 from understudy.data.rows import Rows
+from understudy.ensembles import Ensemble
 from understudy.errors import TeacherError, TransferSetError
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK, choose, from_spec, lost
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
-from understudy.teachers import CallableTeacher, Ensemble, FakeTeacher
+from understudy.teachers import CallableTeacher, FakeTeacher
 from understudy.teaching import compare_answers, reask, teach
 
 

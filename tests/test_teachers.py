@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from understudy.answers import check_answers, looks_like, match_classes, to_logits
 from understudy.checks.teachers import check_teacher
+from understudy.ensembles import Ensemble
 from understudy.errors import TeacherError
 from understudy.signals import Signals
 from understudy.tasks import Task
-from understudy.teachers import CallableTeacher, Ensemble, FakeTeacher, Matched, TorchTeacher
+from understudy.teachers import CallableTeacher, FakeTeacher, Matched, TorchTeacher
 
 torch.set_num_threads(1)
 THREE = Task("multiclass", ("entailment", "neutral", "contradiction"))

@@ -401,3 +401,12 @@ def _contradiction(found: Evidence, order: tuple[int, ...], task: Task, named: b
         f"{found.reordered:.0%} after re-ordering, {found.as_given:.0%} as given; {fix}".replace("%", " %"),
         code="U011",
     )
+
+
+def mean_answer(said: Tensor, task: Task) -> Tensor:
+    """The mean answer of [members, rows, columns]: values are averaged, logits as probabilities, given back as logits."""
+    if task.kind == "regression":
+        return said.mean(dim=0)
+    if task.kind == "multilabel":
+        return said.double().sigmoid().mean(dim=0).clamp(1e-7, 1 - 1e-7).logit().float()
+    return (said.double().log_softmax(dim=-1).logsumexp(dim=0) - float(np.log(len(said)))).float()

@@ -107,7 +107,7 @@ def _follow(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     run = Run(recipe, Path(recipe.out), Console(quiet=True))
     run.loaded = load_rows(recipe, run.folder / "cache")
     rows = run.rows.part("train")
-    run.extra = synthetic_rows(recipe, rows, run.task)
+    run.extra = synthetic_rows(recipe, run.rows, run.task)
     run.seen = views_of(run, rows if run.extra is None else join_rows(rows, run.extra))
     prepare_teacher(run)
     wire_layers(run, build_objective(recipe, run.task, rows.labels))

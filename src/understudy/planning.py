@@ -25,7 +25,7 @@ from understudy.data.rows import Rows
 from understudy.errors import Problem, RecipeError
 from understudy.exporting import artifact
 from understudy.make.lessons import with_steps_of
-from understudy.make.rows import encode
+from understudy.make.rows import encode, synthetic_rows
 from understudy.make.students import is_estimator
 from understudy.recipe import Recipe
 from understudy.stages._foresight import PARTS, PLAN, TIMES, identity, peak_memory, seconds_of, stored_bytes
@@ -42,6 +42,8 @@ SHARE = 0.6
 """Of the time that is left, the part that the next size may be expected to take."""
 ESTIMATORS = ("forest", "boosted")
 """Teachers that grow with their rows."""
+STOPS_EARLY = 10_000
+"""Rows above which scikit-learn's boosted trees stop by themselves, if nothing is said."""
 OF_EACH_CLASS = 6
 """One for each fold of out-of-fold teachers, and one more."""
 
@@ -153,8 +155,8 @@ def _small(run: Run, size: int, folder: Path, epochs: int = EPOCHS) -> Run:
     share = size / max(1, int(np.count_nonzero(run.rows.split == "train")))
     labels = run.rows.labels if run.task.single_label else None
     kept = [_first(np.flatnonzero(run.rows.split == part), share, labels) for part in ("train", "validation", "test")]
-    recipe = _short(run.recipe, folder, epochs)
-    small = Run(recipe, folder, Console(quiet=True))
+    recipe = _short(run.recipe, folder, epochs, int(np.count_nonzero(run.rows.split == "train")))
+    small = Run(recipe, folder, Console(quiet=True), share=share)
     small.loaded = replace(run.loaded, rows=_taken(run.rows, kept))
     return small
 
@@ -177,11 +179,14 @@ def _taken(rows: Rows, kept: Iterable[np.ndarray[Any, Any]]) -> Rows:
     return rows.take(np.sort(np.concatenate(list(kept))))
 
 
-def _short(recipe: Recipe, folder: Path, epochs: int = EPOCHS) -> Recipe:
+def _short(recipe: Recipe, folder: Path, epochs: int, whole: int) -> Recipe:
+    """The recipe with few epochs; what its teacher does with `whole` rows alone, it does with few too."""
     few = {"epochs": min(EPOCHS, recipe.train.epochs), "stop": 1.0, "max_time": None, "patience": None}
     teacher = recipe.teacher.model_copy(update={"accept_score": True, "accept_mapping": True, "expect": None})
     if teacher.train is not None:
         own = few | {"epochs": min(epochs, teacher.train.epochs)}
+        if teacher.train.model == "boosted":
+            own["options"] = {"early_stopping": whole > STOPS_EARLY} | teacher.train.options
         teacher = teacher.model_copy(update={"train": teacher.train.model_copy(update=own)})
     members = [
         each
@@ -236,15 +241,16 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
     parts["teaching"] = at_whole([each.seconds["teaching"] for each in warm]) + once("teaching")
     train = run.rows.part("train")
+    further = _further(run)
     alone = 0 if train.labels is None else int(run.task.labelled(train.labels).sum())
     # the control takes as many steps as the student, in more epochs of its fewer rows
-    as_many = with_steps_of(recipe.train, alone, rows * (1 + recipe.rows.synthetic)) if alone else recipe.train
+    as_many = with_steps_of(recipe.train, alone, rows + further) if alone else recipe.train
     for part, options in (("student", recipe.train), ("control", as_many)):
         parts[part] = training(part, options.epochs * options.stop, seeds)
         if recipe.train.max_time is not None and parts[part]:
             parts[part] = recipe.train.max_time * seeds
     probed = {"rows": [each.rows for each in found], "seconds": sum(each.whole for each in found)}
-    counts = {"rows": len(run.rows), "training": rows, "synthetic": rows * recipe.rows.synthetic, "views": run.views}
+    counts = {"rows": len(run.rows), "training": rows, "further": further, "views": run.views}
     return {"recipe": identity(recipe), "counts": counts, "parts": {k: v for k, v in parts.items() if v}, "probe": probed}
 
 
@@ -271,13 +277,21 @@ def grown(sizes: Sequence[int], figures: Sequence[float], whole: int, *, logarit
     return float(parts[0] + parts[1] * count(whole))
 
 
+def _further(run: Run) -> int:
+    """How many rows without a label of their own there will be beside the training rows."""
+    if run.recipe.rows.synthetic:
+        return int(np.count_nonzero(run.rows.split == "train")) * run.recipe.rows.synthetic
+    more = synthetic_rows(run.recipe, run.rows, run.task)
+    return 0 if more is None else len(more)
+
+
 def _memory(run: Run, found: Sequence[Probed], rows: int) -> float:
     """The most that this process held until now, and what the rows that the probe left out will add."""
     assert run.loaded is not None
     train = run.lesson.rows.part("train")
     some = encode(train.take(slice(0, 8)).inputs, train.kind, run.lesson.encoding)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
-    each: float = (1 + run.recipe.rows.synthetic) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
+    each: float = (1 + _further(run) / rows) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
     own = run.recipe.teacher.train
     if (own is not None and own.model in ESTIMATORS) or is_estimator(run.recipe.student.model):
         each = max(each, steepest(found))  # a forest grows with its rows
@@ -308,7 +322,7 @@ def keep(run: Run, plan: dict[str, Any]) -> None:
     """Write the plan where the scorecard will look for it, and print it."""
     write_json(run.folder / PLAN, plan)
     counts = plan["counts"]
-    made = f", {counts['synthetic']:,} synthetic" if counts["synthetic"] else ""
+    made = f", {counts['further']:,} without a label" if counts["further"] else ""
     run.say("plan", f"{counts['rows']:,} rows, {counts['training']:,} to train on{made} x {counts['views']} views")
     for name, title in PARTS.items():
         if name in plan["parts"]:

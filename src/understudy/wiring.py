@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from understudy.data.rows import narrowed
+from understudy.ensembles import Ensemble
 from understudy.errors import InputError, did_you_mean
 from understudy.features import Member, OnTeachersEmbedding, signal_of
 from understudy.objectives import Objective
 from understudy.signals import Signals
 from understudy.students.student import Student, evaluating
 from understudy.taps import INPUT, Layer, embedding_layer, taps, trace
-from understudy.teachers import Ensemble, Matched, Reading, Teacher, TorchTeacher
+from understudy.teachers import Matched, Reading, Teacher, TorchTeacher
 
 ROWS = 4
 """Rows on which shapes are found."""

@@ -14,6 +14,7 @@ from understudy.data import (
     views,
 )
 from understudy.data.rows import Rows
+from understudy.ensembles import Ensemble
 from understudy.errors import RecipeError
 from understudy.features import asked_layers
 from understudy.make.rows import Loaded, encode
@@ -24,7 +25,7 @@ from understudy.signals import LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
-from understudy.teachers import Ensemble, Teacher, take
+from understudy.teachers import Teacher, take
 from understudy.training.gradient import Ask, Mixture, TrainingSet
 
 

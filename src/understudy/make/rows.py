@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -358,11 +359,11 @@ def _without_overlap(rows: Rows, overlap: str) -> tuple[Rows, list[Problem]]:
     return rows.take(keep), [Problem("U129", text, "warning")]
 
 
-def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Rows | None:
-    """Rows without labels beside the training rows: MUNGE rows, `rows.synthetic` of each, or the texts of `rows.unlabelled`."""
-    said = recipe.rows
+def synthetic_rows(recipe: Recipe, rows: Rows, task: Task, *, share: float = 1.0, seed: int = 0) -> Rows | None:
+    """Rows without labels beside the training rows: MUNGE rows, `rows.synthetic` of each, or a share of the texts of `rows.unlabelled`."""
+    said, train = recipe.rows, rows.part("train")
     if said.unlabelled:
-        return _unlabelled(recipe, train)
+        return _unlabelled(recipe, rows, share)
     if not said.synthetic:
         return None
     if train.kind in ("image", "audio", "pair"):
@@ -376,29 +377,26 @@ def synthetic_rows(recipe: Recipe, train: Rows, task: Task, seed: int = 0) -> Ro
     return Rows(train.kind, made, found, names=np.array([f"synthetic {i}" for i in range(len(found))]))
 
 
-def _unlabelled(recipe: Recipe, train: Rows) -> Rows | None:
-    """Further texts, each once, without those that are rows of the recipe's data."""
-    if train.kind != "text":
-        raise RecipeError(f"rows.unlabelled is for texts, the rows are of kind {train.kind!r}; use rows.synthetic", code="U414")
+def _unlabelled(recipe: Recipe, rows: Rows, share: float) -> Rows | None:
+    """Further texts, each once, without those that are rows already, to learn from or to be judged by."""
+    if rows.kind != "text":
+        raise RecipeError(f"rows.unlabelled is for texts, the rows are of kind {rows.kind!r}; use rows.synthetic", code="U414")
     said, parts = recipe.data, []
     for each in recipe.rows.unlabelled:
         source = texts.read_texts(Path(said.root, each.path), text=each.text or said.text, join=each.join, encoding=said.encoding)
-        if source.inputs.shape[1:] != train.inputs.shape[1:]:
+        if source.inputs.shape[1:] != rows.inputs.shape[1:]:
             raise DataError(f"{each.path} (rows.unlabelled) and data.train differ: single texts in one, pairs in the other", code="U414")
         parts.append(source)
     inputs = np.concatenate([source.inputs for source in parts])
     found = keys.content_keys(inputs, "text")
-    known = {tuple(key) for place in _given(said) for key in keys.content_keys(_read(said, place, None).inputs, "text").tolist()}
+    known = set(map(tuple, rows.keys.tolist()))
     _, first = np.unique(found, axis=0, return_index=True)
     fresh = np.array([position for position in np.sort(first) if tuple(found[position].tolist()) not in known], dtype=np.int64)
+    fresh = fresh[: math.ceil(share * len(fresh))]
     if not len(fresh):
         return None
     names = np.concatenate([_names(source) for source in parts])
     return Rows("text", inputs[fresh], found[fresh], names=names[fresh])
-
-
-def _given(said: DataSection) -> list[str]:
-    return [place for place in (said.train, said.validation, said.test) if place is not None]
 
 
 AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain", "randaugment", "operations", "transform")

@@ -8,12 +8,13 @@ from typing import Any
 
 from understudy.answers import Combine
 from understudy.data.rows import Paired, Rows
+from understudy.ensembles import Ensemble
 from understudy.errors import RecipeError, TeacherError, did_you_mean
 from understudy.pools import Pool, Processes
 from understudy.sections import TeacherMember, TeacherTrainSection
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
-from understudy.teachers import Ensemble, Reading, Teacher
+from understudy.teachers import Reading, Teacher
 
 
 def load_teacher(said: TeacherMember, task: Task, rows: Rows, cache: Path | None = None, *, rate: int = 16000) -> Teacher:

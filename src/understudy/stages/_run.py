@@ -21,6 +21,7 @@ from rich.markup import escape
 from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
 from understudy.data.views import Views
+from understudy.ensembles import Ensemble
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
 from understudy.make.rows import Loaded
 from understudy.make.teachers import free_teacher_options
@@ -29,7 +30,7 @@ from understudy.recipe import Recipe, to_toml
 from understudy.signals import is_answered
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
-from understudy.teachers import Ensemble, Teacher
+from understudy.teachers import Teacher
 
 FREE_TO_CHANGE = ("measure", "export")
 COPIES = "teaching.store"
@@ -46,6 +47,7 @@ class Run:
     console: Console
     loaded: Loaded | None = None
     extra: Rows | None = None
+    share: float = 1.0  # of the texts of rows.unlabelled: what a probe takes of them
     teacher: Teacher | None = None
     teacher_line: str = ""
     teacher_score: float | None = None

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from understudy.data.pairs import PairEncoding
 from understudy.data.rows import Paired, Rows
+from understudy.ensembles import Ensemble
 from understudy.exporting import artifact
 from understudy.make.teachers import stored_sets
 from understudy.measuring import scorecard as cards
@@ -19,7 +20,7 @@ from understudy.stages._fitting import parameters_of, validation_of
 from understudy.stages._foresight import looked_back
 from understudy.stages._run import Run, answered_rows, answers_of, label_digest, size_of, version_of, write_json
 from understudy.students.student import Student
-from understudy.teachers import Ensemble, remotes
+from understudy.teachers import remotes
 
 
 def export_best(run: Run, students: dict[int, dict[str, Student]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def teach_rows(run: Run) -> None:
     said, task = run.recipe.teaching, run.task
     assert run.teacher is not None
     train_rows, rest = run.rows.part("train"), run.rows.take(np.flatnonzero(run.rows.split != "train"))
-    run.extra = synthetic_rows(run.recipe, train_rows, task)
+    run.extra = synthetic_rows(run.recipe, run.rows, task, share=run.share)
     asked = train_rows if run.extra is None else join_rows(train_rows, run.extra)
     run.seen = views_of(run, asked)
     wire_layers(run, build_objective(run.recipe, task, train_rows.labels))
@@ -76,7 +76,7 @@ def teach_rows(run: Run) -> None:
     if lacking:
         told = f"the teacher has no readable answer to {lacking:,} of {len(asked) + len(rest):,} rows"
         run.warn([Problem("U339", f"{told}: in training they take no part in the soft term, held-out ones are not measured", "warning")])
-    made = "" if run.extra is None else f", {len(run.extra):,} of them synthetic"
+    made = "" if run.extra is None else f", {len(run.extra):,} of them {'without a label' if train_rows.kind == 'text' else 'synthetic'}"
     fold = "" if folds is None else " · training rows out of fold"
     view = f" x {run.views} views" if run.views > 1 else ""
     if live:

@@ -15,6 +15,7 @@ from understudy.checks.answers import check_gain
 from understudy.checks.students import check_student
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
+from understudy.ensembles import Ensemble
 from understudy.errors import Problem, RecipeError, TransferSetError, raise_errors
 from understudy.make.lessons import (
     build_label_objective,
@@ -36,7 +37,7 @@ from understudy.stages._fitting import count_of, fit_network, parameters_of, tol
 from understudy.stages._run import Run, first_inputs, join_rows, write_json
 from understudy.stages._speaker import wire_layers
 from understudy.students.student import Student
-from understudy.teachers import Ensemble, Teacher
+from understudy.teachers import Teacher
 from understudy.teaching import teach
 from understudy.training.chain import Link, check_sizes, train_chain
 from understudy.training.cohort import cohort_objective, train_cohort

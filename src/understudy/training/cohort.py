@@ -19,6 +19,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from understudy.answers import mean_answer
 from understudy.errors import InputError, did_you_mean
 from understudy.losses import ensembles
 from understudy.objectives import Objective
@@ -27,7 +28,6 @@ from understudy.sections import OptimizerSection
 from understudy.signals import Batch
 from understudy.students.student import device_of, evaluating, load_weights
 from understudy.tasks import Task
-from understudy.teachers import mean_answer
 from understudy.training._checkpoint import WEIGHTS, Checkpoints, shape_digest
 from understudy.training._journal import Journal
 from understudy.training._live import Live
