@@ -103,6 +103,23 @@ def test_table_and_trained_model_to_measured_artifact(
     assert {row["prediction"] for row in read} <= {"benign", "malignant"}
 
 
+def test_further_seeds_go_on_where_those_before_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = table(tmp_path, rows=400), tmp_path / "run"
+    said = ["distill", "--teacher", "train:forest", "--data", str(path), "--label", "diagnosis", "--student", "tree", "--out", str(out)]
+    said += ["--set", "measure.latency=false"]
+    assert run(monkeypatch, *said, "--set", "seeds=[4]") == 0
+    before = {file: file.stat().st_mtime_ns for file in (out / "seed-4").rglob("*") if file.is_file()}
+    assert before and run(monkeypatch, *said, "--set", "seeds=[4, 5]") == 0
+    assert before == {file: file.stat().st_mtime_ns for file in (out / "seed-4").rglob("*") if file.is_file()}
+    card = json.loads((out / "scorecard.json").read_text())
+    assert card["about"]["seeds"] == [4, 5] and card["verdict"]["seeds"] == 2
+    capsys.readouterr()
+    assert run(monkeypatch, *said, "--set", "seeds=[5, 4]") == 2
+    assert "seeds was [4, 5], now [5, 4]" in " ".join(capsys.readouterr().err.split())
+
+
 def test_unmet_requirement_is_exit_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(tmp_path, rows=400)
     out = tmp_path / "run"

@@ -113,7 +113,9 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")
     if kept.exists():
-        moved = _moved(json.loads(kept.read_text(encoding="utf-8")), said, [*free_teacher_options(recipe.teacher), COPIES])
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        free = ["seeds"] if _begins_alike(before["seeds"], recipe.seeds) else []
+        moved = _moved(before, said, [*free, *free_teacher_options(recipe.teacher), COPIES])
         if moved and not fresh and _made_something(folder):
             raise RecipeError(
                 f"{folder} holds another run: {'; '.join(moved)}. Choose another --out, or --fresh to start its students over", code="U050"
@@ -127,6 +129,12 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
     write_json(kept, said)
     console.print(f"[bold]understudy[/] {version_of('understudy')} · {folder}", highlight=False)
     return Run(recipe, folder, console)
+
+
+def _begins_alike(before: list[int], now: list[int]) -> bool:
+    """Whether one list of seeds goes on where the other ends: what was trained for the seeds of both is the same."""
+    both = min(len(before), len(now))
+    return both > 0 and before[:both] == now[:both]
 
 
 def _moved(before: dict[str, Any], now: dict[str, Any], free: list[str]) -> list[str]:

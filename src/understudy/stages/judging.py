@@ -173,10 +173,11 @@ def _encoded(student: Student, inputs: Any) -> Any:
 
 
 def same_measure(run: Run) -> bool:
-    """Whether the card that is there was made with the same margin and number of resamples."""
+    """Whether the card that is there was made of the same seeds, with the same margin and number of resamples."""
     card = json.loads((run.folder / "scorecard.json").read_text(encoding="utf-8"))
     said = run.recipe.measure
-    return card.get("margin") == said.margin and card.get("resamples") == said.resamples
+    there = card.get("about", {}).get("seeds"), card.get("margin"), card.get("resamples")
+    return there == (run.recipe.seeds, said.margin, said.resamples)
 
 
 def close_run(run: Run, card: dict[str, Any]) -> dict[str, Any]:
