@@ -183,7 +183,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--peers", type=Path, default=Path(os.environ.get("PEERS", "peers")))
-    for name, value in (("rows", 6000), ("epochs", 3), ("rounds", 3), ("batch", 128), ("width", 8), ("teacher-width", 32)):
+    sizes = {"rows": 6000, "epochs": 3, "rounds": 3, "batch": 128, "width": 8, "teacher-width": 32, "teacher-epochs": 2}
+    for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -199,7 +200,7 @@ def main() -> int:
     teacher = convnet(1, 10, size=(28, 28), width=arguments.teacher_width, seed=1)
     start = convnet(1, 10, size=(28, 28), width=arguments.width, seed=2)
     larger = multiply_adds(teacher, inputs[:1]) / multiply_adds(start, inputs[:1])
-    ours(TrainingSet(inputs, labels, None, {}), Objective.labels_only(TASK), arguments.batch)(teacher, 2)
+    ours(TrainingSet(inputs, labels, None, {}), Objective.labels_only(TASK), arguments.batch)(teacher, arguments.teacher_epochs)
     print(f"teacher {larger:.1f}x the student's multiply-adds, accuracy {accuracy(teacher, held, truth):.3f}; {arguments}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         there = contenders(arguments, Path(folder), teacher, inputs, labels)
