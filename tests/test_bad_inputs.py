@@ -362,7 +362,7 @@ REFUSED = [
     Bad(18, "all weights are 0", student("mlp", *setting(SOFT % (0, 4))),
         ("U202 all weights of objective.terms are 0: nothing would be learned; give one term weight = 1.0",), GOOD),
     Bad(18, "alpha is meant as the weight of the labels", [*GOOD, *setting("objective.alpha=0")],
-        ("U203 objective.alpha is 0: the teacher is not used", "alpha is the weight of the teacher, set objective.alpha = 0.9"), GOOD),
+        ("U203 objective.alpha is 0: the teacher is not used", "alpha is the weight of the teacher, set objective.alpha = 0.5"), GOOD),
     Bad(18, "a weight has another tool's name", [*GOOD, *setting("objective.alpa=0.5")],
         ("objective.alpa: unknown option; did you mean 'alpha'?",), GOOD),
     Bad(20, "images hold fractions", images("fractions.npz"),

@@ -91,7 +91,7 @@ def test_trees_have_no_learning_rate_or_epochs(tmp_path: Path) -> None:
             {"objective": {"alpha": 0.0}},
             "error",
             "U203 objective.alpha is 0: the teacher is not used, student and control would be the same training; "
-            "alpha is the weight of the teacher, set objective.alpha = 0.9",
+            "alpha is the weight of the teacher, set objective.alpha = 0.5",
         ),
         (
             {"objective": {"temperature": 50.0}},

@@ -321,8 +321,8 @@ class Objective(nn.Module):
     @staticmethod
     def soft_labels(
         *,
-        alpha: float = 0.9,
-        temperature: float | Mapping[str, Any] | str = 4.0,
+        alpha: float = 0.5,
+        temperature: float | Mapping[str, Any] | str = 2.0,
         task: Task,
         label_smoothing: float = 0.0,
         class_weights: Tensor | Sequence[float] | None = None,

@@ -396,9 +396,9 @@ class TermSection(Section):
 class ObjectiveSection(Section):
     """What the student learns from: soft_labels(alpha, temperature), or terms."""
 
-    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher; 1 - alpha is the weight of the labels")
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 - alpha is the weight of the labels")
     temperature: float | str | dict[str, Any] = Field(
-        4.0, description="softening; 0.05 to 100, a schedule as of a weight, {learned = true} or module:function of progress"
+        2.0, description="softening; 0.05 to 100, a schedule as of a weight, {learned = true} or module:function of progress"
     )
     choose: bool = Field(
         False,

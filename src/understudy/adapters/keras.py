@@ -273,7 +273,7 @@ class SoftLabels:
     class; regression: squared errors, and no temperature. `student`, when given, is refused if it ends in softmax (U441).
     """
 
-    def __init__(self, alpha: float = 0.9, temperature: float = 4.0, *, task: TaskKind = "multiclass", student: Any = None) -> None:
+    def __init__(self, alpha: float = 0.5, temperature: float = 2.0, *, task: TaskKind = "multiclass", student: Any = None) -> None:
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha must lie between 0 and 1 (got {alpha:g}); it is the teacher's weight", code="U032")
         if not 0.05 <= temperature <= 100:

@@ -76,7 +76,7 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("U203", f"{told}; add [[objective.terms]] with loss = 'logits.soft_target'")
     elif not said.terms and said.alpha == 0:
         told = "objective.alpha is 0: the teacher is not used, student and control would be the same training"
-        yield Problem("U203", f"{told}; alpha is the weight of the teacher, set objective.alpha = 0.9")
+        yield Problem("U203", f"{told}; alpha is the weight of the teacher, set objective.alpha = 0.5")
     if said.choose and (said.terms or recipe.chain or recipe.generations is not None):
         told = "objective.choose tries pairs of alpha and temperature for one student and one teacher"
         yield Problem("U376", f"{told}; take it out, or take out [[objective.terms]], [[chain]] and [generations]")
