@@ -16,7 +16,8 @@ rows = Rows("image", images, content_keys(images, "image"), labels)
 train, test = rows.take(slice(0, len(rows) * 4 // 5)), rows.take(slice(len(rows) * 4 // 5, None))
 
 
-def network(build):  # raw pixels in, logits out
+def network(build):
+    """Raw pixels in, logits out."""
     inner = build(weights=None, input_shape=images.shape[1:], classes=len(task.classes), classifier_activation=None)
     for norm in (layer for layer in inner.layers if isinstance(layer, keras.layers.BatchNormalization)):
         norm.momentum = 0.9  # theirs, 0.99 and 0.999, are for a hundred thousand steps
@@ -26,8 +27,7 @@ def network(build):  # raw pixels in, logits out
 resnet = network(keras.applications.ResNet50)  # with pretrained weights where they can be downloaded
 resnet.compile(keras.optimizers.Adam(5e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 resnet.fit(train.inputs.astype("float32"), train.labels, epochs=epochs, batch_size=32, verbose=2)
-teacher = KerasTeacher.from_model(resnet, task=task)  # asked once about each photo
-taught = teach(teacher, train, "runs/keras_example/transfer", task=task)
+taught = teach(KerasTeacher.from_model(resnet, task=task), train, "runs/keras_example/transfer", task=task)
 
 student, control = network(keras.applications.MobileNetV2), network(keras.applications.MobileNetV2)
 control.set_weights(student.get_weights())
