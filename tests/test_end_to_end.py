@@ -111,6 +111,9 @@ def test_further_seeds_go_on_where_those_before_ended(
     said += ["--set", "measure.latency=false"]
     assert run(monkeypatch, *said, "--set", "seeds=[4]") == 0
     before = {file: file.stat().st_mtime_ns for file in (out / "seed-4").rglob("*") if file.is_file()}
+    kept = json.loads((out / "recipe.json").read_text())
+    del kept["rows"]["take"]  # as a version wrote it that had no such option
+    (out / "recipe.json").write_text(json.dumps(kept))
     assert before and run(monkeypatch, *said, "--set", "seeds=[4, 5]") == 0
     assert before == {file: file.stat().st_mtime_ns for file in (out / "seed-4").rglob("*") if file.is_file()}
     card = json.loads((out / "scorecard.json").read_text())

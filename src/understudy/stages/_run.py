@@ -26,7 +26,7 @@ from understudy.errors import InputError, PreflightError, Problem, RecipeError
 from understudy.make.rows import Loaded
 from understudy.make.teachers import free_teacher_options
 from understudy.pools import Pool
-from understudy.recipe import Recipe, to_toml
+from understudy.recipe import Recipe, parse, to_toml
 from understudy.signals import is_answered
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
@@ -113,7 +113,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")
     if kept.exists():
-        before = json.loads(kept.read_text(encoding="utf-8"))
+        before = _as_now(json.loads(kept.read_text(encoding="utf-8")))
         free = ["seeds"] if _begins_alike(before["seeds"], recipe.seeds) else []
         moved = _moved(before, said, [*free, *free_teacher_options(recipe.teacher), COPIES])
         if moved and not fresh and _made_something(folder):
@@ -129,6 +129,14 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
     write_json(kept, said)
     console.print(f"[bold]understudy[/] {version_of('understudy')} · {folder}", highlight=False)
     return Run(recipe, folder, console)
+
+
+def _as_now(before: dict[str, Any]) -> dict[str, Any]:
+    """A kept recipe with the options that have come since, at their defaults; as it is where it no longer is a recipe."""
+    try:
+        return parse(before).model_dump(mode="json")
+    except RecipeError:
+        return before
 
 
 def _begins_alike(before: list[int], now: list[int]) -> bool:
