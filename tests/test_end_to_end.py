@@ -123,6 +123,29 @@ def test_further_seeds_go_on_where_those_before_ended(
     assert "seeds was [4, 5], now [5, 4]" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_teacher_of_another_normalisation_is_stopped_and_told_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    pictures = np.clip(rng.normal(np.array([60, 125, 190])[labels][:, None, None, None], 30, (300, 6, 6, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "pictures.npz", images=pictures, labels=labels)
+    (tmp_path / "by_light.py").write_text(
+        "import torch\n\n\nclass ByLight(torch.nn.Module):\n"
+        '    """Dark, grey or bright: it knows pixels from -1 to 1."""\n\n'
+        "    def __init__(self):\n        super().__init__()\n        self.middle = torch.nn.Parameter(torch.tensor([-0.5, 0.0, 0.5]))\n\n"
+        "    def forward(self, pixels):\n        return -20 * (pixels.mean((1, 2, 3))[:, None] - self.middle) ** 2\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = ["check", "--teacher", "by_light:ByLight", "--data", str(tmp_path / "pictures.npz"), "--student", "convnet"]
+    said += ["--set", "teacher.weights=factory", "--set", "teacher.classes=['0', '1', '2']", "--set", "data.overlap=drop"]
+    assert run(monkeypatch, *said, "--out", str(tmp_path / "wrong"), "--set", "teacher.expect=0.9") == 2
+    heard = " ".join(capsys.readouterr().err.split())
+    assert "U241" in heard and "U247 with teacher.mean = [0.5] and teacher.std = [0.5] the teacher's accuracy" in heard
+    assert run(monkeypatch, *said, "--out", str(tmp_path / "right"), "--set", "teacher.mean=[0.5]", "--set", "teacher.std=[0.5]") == 0
+
+
 def test_unmet_requirement_is_exit_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(tmp_path, rows=400)
     out = tmp_path / "run"

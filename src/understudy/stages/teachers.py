@@ -14,7 +14,7 @@ from understudy.checks.answers import check_answers
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
-from understudy.errors import PreflightError, RecipeError, TeacherError, raise_errors
+from understudy.errors import InputError, PreflightError, Problem, RecipeError, TeacherError, raise_errors
 from understudy.make.lessons import build_label_objective, build_objective, training_set
 from understudy.make.rows import Loaded, build_views, views_seen
 from understudy.make.students import build_student, is_estimator
@@ -27,6 +27,15 @@ from understudy.stages._foresight import note_time
 from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of, write_json
 from understudy.students.student import Student
 from understudy.teachers import Matched, Teacher, check_missing, max_missing, remotes
+
+PIXELS: tuple[tuple[list[float] | None, list[float] | None], ...] = (
+    (None, None),
+    ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ([0.5], [0.5]),
+    ([0.0], [1 / 255]),
+)
+"""Mean and standard deviation of the usual scales of pixels: 0 to 1, ImageNet's, -1 to 1, 0 to 255."""
+SOME, CLEARLY = 512, 0.1
 
 
 def prepare_teacher(run: Run) -> None:
@@ -57,6 +66,8 @@ def prepare_teacher(run: Run) -> None:
     score = figures.get(task.metric)
     found = check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
     problems = [problem for problem in problems if problem.code not in {other.code for other in found}] + found
+    if score is not None and any(problem.code in ("U240", "U241", "U007") for problem in problems):
+        problems += _other_pixels(run, validation, score)
     run.warn(raise_errors(problems))
     trusted = said.trust or any(member.trust for member in said.members)
     given = {"trust": trusted, "accept_score": said.accept_score, "accept_mapping": said.accept_mapping}
@@ -92,6 +103,35 @@ def _scored(run: Run, rows: Rows) -> tuple[np.ndarray[Any, Any], Rows]:
     check_missing(torch.from_numpy(answers), max_missing(run.teacher), run.teacher.name, "validation rows")
     there = answered_rows(answers)
     return answers[there], rows.take(there)
+
+
+def _other_pixels(run: Run, validation: Rows, score: float) -> list[Problem]:
+    """What a teacher of images that scores too little would score, had it been given pixels on another usual scale."""
+    said, task = run.recipe.teacher, run.task
+    if validation.kind != "image" or said.source is None or not task.single_label:
+        return []
+    some = validation.take(slice(0, SOME))
+    scores: dict[int, float] = {}
+    for number, (mean, std) in enumerate(PIXELS):
+        try:
+            other = load_teacher(said.model_copy(update={"mean": mean, "std": std}), task, run.rows)
+            other = Matched(other, run.teacher.order, task=task) if isinstance(run.teacher, Matched) else other
+            scores[number] = cards.quality(answers_of(other, some.inputs, task), some.labels, task)[task.metric]
+        except InputError:
+            continue  # not a model that is given pixels
+    best = max(scores, key=lambda number: scores[number], default=None)
+    if best is None or scores[best] < score + CLEARLY:
+        return []
+    mean, std = PIXELS[best]
+    told = f"teacher.mean = {mean} and teacher.std = {std}" if mean is not None else "teacher.mean and teacher.std left out"
+    return [
+        Problem(
+            "U247",
+            f"with {told} the teacher's {task.metric} on {len(some):,} of these rows is {scores[best]:.4f}, as it is given now "
+            f"{score:.4f}: it was trained with another normalisation",
+            "warning" if said.accept_score else "error",
+        )
+    ]
 
 
 def _member(run: Run, teacher: Teacher, validation: Rows, number: int) -> Teacher:
