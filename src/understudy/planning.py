@@ -187,9 +187,9 @@ def _short(recipe: Recipe, folder: Path, epochs: int, whole: int) -> Recipe:
     teacher = recipe.teacher.model_copy(update={"accept_score": True, "accept_mapping": True, "expect": None})
     if teacher.train is not None:
         own = few | {"epochs": min(epochs, teacher.train.epochs)}
-        if teacher.train.model == "boosted":
-            own["options"] = {"early_stopping": whole > STOPS_EARLY} | teacher.train.options
-        teacher = teacher.model_copy(update={"train": teacher.train.model_copy(update=own)})
+        options = {"early_stopping": whole > STOPS_EARLY} if teacher.train.model == "boosted" else {}
+        lesson = teacher.train.model_copy(update=own)
+        teacher = teacher.model_copy(update={"train": lesson.model_copy(update={"options": options | lesson.options})})
     members = [
         each
         if each.train is None
