@@ -296,3 +296,66 @@ def test_from_single_words_to_a_recogniser(tmp_path: Path, monkeypatch: pytest.M
     heard = REAL_TIME["Pieces"](ask, RATE, RATE // 10, before, after).hear(clip)
     assert heard.shape == ask(clip).shape
     assert np.abs(heard - ask(clip)).max() < 1e-4
+
+
+SMALL = """
+task = "recognition"
+seeds = [0]
+measure = {{ latency = false, resamples = 100 }}
+train = {{ epochs = 1, batch_size = 4 }}
+
+[data]
+train = "{words}"
+kind = "audio"
+rate = 8000
+group = "who"
+strings = 40
+words = [1, 2]
+"""
+LESSON = """
+[teacher]
+accept_score = true
+train = { model = "speech.convnet", options = { width = 12, depth = 1 }, epochs = 1, batch_size = 4 }
+"""
+
+
+def small(folder: Path, name: str, more: str) -> Path:
+    """A recipe of few strings and one epoch."""
+    source = words()
+    np.savez(folder / "words.npz", waveforms=source.inputs, labels=source.labels.astype(str), who=source.groups.astype(str))
+    said = f'out = "{folder / name}"' + SMALL.format(words=folder / "words.npz") + more
+    (folder / f"{name}.toml").write_text(said, encoding="utf-8")
+    return folder / f"{name}.toml"
+
+
+def test_stored_answers_teach_a_recogniser_without_their_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = '\n[student]\nmodel = "speech.convnet"\noptions = { width = 8, depth = 1 }\n'
+    assert run(monkeypatch, "teach", small(tmp_path, "first", LESSON + student)) == 0, capsys.readouterr().err
+    stored = f'\n[teacher]\naccept_score = true\nsource = "{tmp_path / "first" / "transfer"}"\n'
+    assert run(monkeypatch, "distill", small(tmp_path, "second", stored + student)) == 0, capsys.readouterr().err
+    cards = [json.loads((tmp_path / "second" / "scorecard.json").read_text())]
+    assert set(cards[0]["models"]) == {"teacher", "control", "student", "exported"}
+    live = student + '\n[teaching]\nviews = "live"\n'
+    path = small(tmp_path, "third", LESSON + live)
+    shifted = "train = { epochs = 1, batch_size = 4, augment = { shift = 100 } }"
+    path.write_text(path.read_text().replace("train = { epochs = 1, batch_size = 4 }", shifted), encoding="utf-8")
+    assert run(monkeypatch, "distill", path) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (LESSON + '\n[student]\nmodel = "tree"\n', "U428 tree gives one answer for a clip; a recognition needs one for each frame"),
+        (LESSON + '\n[student]\nmodel = "speech.convnet"\n[teaching]\nencoding = "top-k"\n', "U428 teaching.encoding = 'top-k'"),
+        ('\n[student]\nmodel = "speech.convnet"\n[cohort]\nmethod = "collaborative"\n[[cohort.members]]\nmodel = "speech.convnet"\n',
+         "U352 cohort.method = 'collaborative' is for classes that exclude each other"),
+    ],
+)  # fmt: skip
+def test_what_a_recognition_cannot_have(
+    more: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "distill", small(tmp_path, "run", more)) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run" / "seed-0").exists()

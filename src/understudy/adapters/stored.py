@@ -48,11 +48,17 @@ class StoredTeacher:
 
     def signals(self, inputs: Any) -> Signals:
         keys, signal = content_keys(inputs, self._kind), self.task.signal
-        answers, missing = torch.zeros(len(keys), self.task.outputs), np.ones(len(keys), dtype=bool)
+        frames = self.task.kind == "recognition"
+        answers, missing = torch.zeros(len(keys), *((0,) * frames), self.task.outputs), np.ones(len(keys), dtype=bool)
         for taught in self.sets.values():
             found = find_keys(taught.keys, keys)
             here = np.flatnonzero((found >= 0) & missing)
-            answers[torch.from_numpy(here)] = taught.gather(signal, found[here], np.zeros(len(here), dtype=np.int64))
+            if not len(here):
+                continue
+            said = taught.gather(signal, found[here], np.zeros(len(here), dtype=np.int64))
+            if frames and not answers.numel():
+                answers = torch.zeros(len(keys), *said.shape[1:])
+            answers[torch.from_numpy(here)] = said
             missing[here] = False
         if missing.any():
             raise TransferSetError(

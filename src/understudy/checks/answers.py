@@ -30,7 +30,7 @@ def check_answers(
     level: Literal["error", "warning"] = "warning" if accept_score else "error"
     accepted = "; accepted (teacher.accept_score)" if accept_score else "; check its weights, preprocessing and class order"
     if task.kind == "recognition" and score is not None and score < 0.05:
-        told = f"the teacher's word accuracy is {score:.1%}, and one that says nothing has 0.0%"
+        told = f"the teacher's word error rate is {1 - score:.1%}, and one that says nothing has 100.0%"
         problems.append(Problem("U240", f"{told}: it has nothing to teach here{accepted}", level))
     if task.kind != "recognition" and rows.labels is not None and task.labelled(rows.labels).any():
         known = task.labelled(rows.labels)

@@ -55,6 +55,10 @@ def build_student(
         told = f"options.prepare is for networks on images and sound; {model!r} reads rows of kind {kind!r}: take it out"
         raise RecipeError(told, code="U504")
     if is_estimator(model):
+        if task.kind == "recognition":
+            raise RecipeError(
+                f"{model} gives one answer for a clip; a recognition needs one for each frame: use speech.convnet", code="U428"
+            )
         prepared = preprocessing.fit_preprocessing(encoded, kind, loaded.encoding, scale=False, flatten=True, rate=loaded.rate)
         if model.startswith("sklearn:"):
             estimator = trees.estimator(model, options, seed=seed)
