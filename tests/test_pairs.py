@@ -323,6 +323,7 @@ options = {{ width = 16, buckets = 128 }}
     status, said = run(monkeypatch, capsys, tmp_path, recipe(shop, tmp_path / "run", teacher=teacher, student=student))
     assert status == 0, said
     assert "given photo alone: test accuracy of the student" in said
+    assert "needs only numpy, onnxruntime, tokenizers and pillow" in said
     artifact = tmp_path / "run" / "artifact"
     signature = json.loads((artifact / "signature.json").read_text())
     assert [read["name"] for read in signature["inputs"]] == ["title", "photo"]
@@ -335,7 +336,33 @@ options = {{ width = 16, buckets = 128 }}
     assert "pip install numpy onnxruntime tokenizers pillow" in card
 
 
+PHOTO = 'model = "convnet"\ninputs = ["photo"]\noptions = { width = 4, depth = 1 }'
+BOTH = "photo = { width = 4, depth = 1 }, title = { width = 8, buckets = 64 }, width = 8, hidden = 8"
+FUSION = f'model = "fusion"\noptions = {{ {BOTH} }}'
+WITH = {
+    "a tree of photos": (TOGETHER, 'model = "tree"\ninputs = ["photo"]', ""),
+    "an assistant of both": (TOGETHER, FUSION, f"[[chain]]\n{FUSION}\n"),
+    "students of both that learn together": ("", FUSION, f'[cohort]\nmethod = "collaborative"\n[[cohort.members]]\n{FUSION}\n'),
+    "the teacher beside the student": (TOGETHER, PHOTO, '[teaching]\nviews = "live"\n'),
+}
+
+
+@pytest.mark.parametrize("case", WITH)
+def test_pairs_go_with_every_way_to_learn(
+    case: str, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student, more = WITH[case]
+    quick = teacher.replace("epochs = 12", "epochs = 1").replace("[teacher]", "[teacher]\naccept_score = true")
+    text = "seeds = [0]\n" + recipe(shop, tmp_path / "run", teacher=quick, student=student).replace("epochs = 30", "epochs = 1") + more
+    if "live" in more:
+        text = text.replace("lr = 5e-2\n[measure]", "lr = 5e-2\naugment = { shift = 1 }\n[measure]")
+    status, said = run(monkeypatch, capsys, tmp_path, text)
+    assert status == 0, said
+    assert "exported" in json.loads((tmp_path / "run" / "scorecard.json").read_text())["models"]
+
+
 REFUSED = {
+    "U411": ("", 'model = "tree"\ninputs = ["title"]', "'tree' does not read these rows: they are texts", ""),
     "U510": ("", TITLE, "1 rows have no input 'photo' in photos.zip", "0003"),
     "U514": ("", TITLE.replace('"title"]', '"titel"]'), "student.inputs: no input 'titel'; did you mean 'title'?", ""),
     "U516": ("", 'model = "convnet"\ninputs = ["photo", "title"]', "'convnet' reads one input of these rows", ""),

@@ -123,7 +123,8 @@ def _distill(recipe: Recipe, until: Stage, fresh: bool, console: Console | None,
     run.pool = pool
     finished = run.folder / "scorecard.json"
     last = STAGES.index(until)
-    if until == "measure" and finished.exists() and same_measure(run):
+    made = (run.folder / "artifact" / "checksums.json").exists()
+    if until == "measure" and finished.exists() and made and same_measure(run):
         refuse_other_data(run)
         run.say("finished", f"{run.folder} was complete; --fresh would start its students over")
         return close_run(run, json.loads(finished.read_text(encoding="utf-8")))

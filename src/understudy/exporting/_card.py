@@ -33,7 +33,7 @@ def card(
         "## Run it",
         "",
         "```console",
-        f"$ pip install numpy onnxruntime{_further(signature)}",
+        f"$ pip install {' '.join(packages(signature))}",
         f"$ python predict.py {_example(signature)} --out predictions.csv",
         "```",
         "",
@@ -65,10 +65,10 @@ def card(
     return "\n".join(lines)
 
 
-def _further(signature: Mapping[str, Any]) -> str:
-    """The packages beside numpy and onnxruntime that predict.py needs for raw rows of these kinds."""
+def packages(signature: Mapping[str, Any]) -> list[str]:
+    """What predict.py needs for raw rows of these kinds."""
     kinds = dict.fromkeys(read["kind"] for read in signature["inputs"])
-    return "".join({"image": " pillow", "text": " tokenizers"}.get(kind, "") for kind in kinds)
+    return ["numpy", "onnxruntime", *({"image": "pillow", "text": "tokenizers"}[kind] for kind in kinds if kind in ("image", "text"))]
 
 
 def _example(signature: Mapping[str, Any]) -> str:

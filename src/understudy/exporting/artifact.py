@@ -24,7 +24,7 @@ from understudy.data.rows import Rows
 from understudy.data.tokenizing import TextEncoding
 from understudy.errors import ExportError, Problem
 from understudy.exporting import _graphs
-from understudy.exporting._card import card
+from understudy.exporting._card import card, packages
 from understudy.exporting._parity import parity
 from understudy.students.preprocessing import trimmed
 from understudy.students.student import FLOOR, Student
@@ -129,6 +129,12 @@ def open_session(folder: str | Path, threads: int = 1) -> Callable[[Any], Any]:
         return session.run(names, {_graphs.INPUT: given})[0]
 
     return ask
+
+
+def needed(folder: str | Path) -> str:
+    """The packages that predict.py needs, as a sentence says them."""
+    *others, last = packages(_read(Path(folder) / "signature.json"))
+    return f"{', '.join(others)} and {last}"
 
 
 def model_bytes(folder: str | Path) -> int:

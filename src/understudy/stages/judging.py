@@ -189,9 +189,8 @@ def close_run(run: Run, card: dict[str, Any]) -> dict[str, Any]:
         run.console.print(f"{'[green]met[/]' if gate['met'] else '[red]not met[/]'}  {escape(gate['gate'])} ({there})", highlight=False)
     card["requirements"] = gates
     write_json(run.folder / "scorecard.json", card)
-    needs = {"text": "numpy, onnxruntime and tokenizers", "image": "numpy, onnxruntime and pillow"}
-    kind = "" if run.loaded is None else run.rows.kind
-    run.say("artifact", f"{run.folder / 'artifact'} (python predict.py there needs only {needs.get(kind, 'numpy and onnxruntime')})")
+    made = run.folder / "artifact"
+    run.say("artifact", f"{made} (python predict.py there needs only {artifact.needed(made)})")
     cards.enforce(gates)
     return card
 
