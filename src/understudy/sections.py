@@ -282,6 +282,12 @@ class TeachingSection(Section):
         description="augmented versions of each training row that the teacher answers: a number (view 0 is the plain row), all (every "
         "shift and mirror image there is: the same training as with a live teacher) or live (the teacher answers in the loop)",
     )
+    word_errors: float | None = Field(
+        None,
+        ge=0,
+        description="recognition: rows whose label the teacher's words differ from in more than this share learn nothing from it; 0.1 "
+        "where the teacher writes text (Whisper), no limit otherwise",
+    )
     shard_rows: int = Field(8192, ge=1)
     store: str | None = Field(
         None,

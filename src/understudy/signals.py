@@ -56,6 +56,19 @@ def frame_lengths(logits: Tensor) -> Tensor:
     return (~padding).sum(dim=1)
 
 
+def is_written(logits: Tensor) -> bool:
+    """Whether a recogniser's answers [rows, frames, classes + 1] are texts laid along the frames: its words are known, their times not.
+
+    Such answers hold 0 for what is said in a frame and -CERTAIN for the rest, which no network gives; a row that nothing is said
+    of has ended from its first frame.
+
+    >>> import torch
+    >>> is_written(torch.tensor([[[-CERTAIN, 0.0], [0.0, CERTAIN]]])), is_written(torch.tensor([[[0.5, 2.0]]]))
+    (True, False)
+    """
+    return logits.ndim == 3 and bool(((logits == 0) | (logits.abs() == CERTAIN)).all()) and bool((logits == -CERTAIN).any())
+
+
 def is_answered(said: Tensor) -> Tensor:
     """Which rows have an answer, bool [rows]: a teacher that has none gives NaN in every column."""
     return ~said.isnan().flatten(1).all(dim=1)

@@ -1,7 +1,8 @@
 """Hugging Face audio models as teachers: `hf:FOLDER` or `hf:owner/name` on rows of sound, read by `transformers`.
 
 Classifiers of clips (wav2vec2, HuBERT, the encoder of Whisper with a head, ...) for classes, and CTC models (wav2vec2, ...) for
-recognition, whose words must be tokens of the model's vocabulary.
+recognition, whose words must be tokens of the model's vocabulary. A whole Whisper, which writes text and has no frames, teaches a
+recognition by its transcripts, as Distil-Whisper is taught (Gandhi, von Platen & Rush 2023, arXiv:2311.00430).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -20,12 +21,15 @@ from torch.nn import functional
 
 from understudy.adapters._loading import file_digest, require
 from understudy.adapters._pretrained import folder_of, quiet
+from understudy.adapters._writing import Vocabulary, laid_out
 from understudy.errors import TeacherError, did_you_mean
 from understudy.signals import CERTAIN
 from understudy.tasks import Task
-from understudy.teachers import TorchTeacher
+from understudy.teachers import TorchTeacher, digest
 
 OPTIONS = ("batch_size",)
+WRITING = (*OPTIONS, "language", "words")
+"""Those of a Whisper that writes: the language it is told, and what it may write for a word of the data."""
 STEP = 0.02
 """Seconds from frame to frame of the students for sound, and of wav2vec2."""
 
@@ -42,15 +46,18 @@ def load(
 ) -> TorchTeacher:
     """The audio classifier, or for recognition the CTC model, in a folder, in full precision.
 
-    TeacherError U014 without a head, U408 when it cannot be read, U432 for another rate, U433 for other words, U434 for other frames.
+    TeacherError U014 without a head, U408 when it cannot be read, U432 for another rate, U433 for other words, U434 for other frames,
+    U437 for words that a text cannot say.
     """
     said = dict(options or {})
-    strange = sorted(set(said) - set(OPTIONS))
-    if strange:
-        raise TeacherError(f"teacher.options: there is no {strange[0]!r} for {place}; there is: {', '.join(OPTIONS)}", code="U408")
     if task.kind not in ("binary", "multiclass", "recognition"):
         raise TeacherError(f"{place} answers classes or words, the task is {task.kind}", code="U010")
     folder = folder_of(place, pretrained=pretrained)
+    writes = task.kind == "recognition" and _kind(folder, place) == "whisper"
+    known = WRITING if writes else OPTIONS
+    strange = sorted(set(said) - set(known))
+    if strange:
+        raise TeacherError(f"teacher.options: there is no {strange[0]!r} for {place}; there is: {', '.join(known)}", code="U408")
     extractor, model = _read(folder, place, "AutoFeatureExtractor"), _model(folder, place, task)
     if int(extractor.sampling_rate) != rate:
         told = f"{place} hears {extractor.sampling_rate:,} samples a second, the rows have {rate:,}"
@@ -63,6 +70,8 @@ def load(
         "batch_size": int(said.get("batch_size", 16)),
         "device": device,
     }
+    if writes:
+        return TorchTeacher(_writing(folder, place, model, task, rate, said), classes=None, **common)
     if task.kind == "recognition":
         columns = _columns(folder, place, task)
         _check_frames(model, place, rate)
@@ -140,6 +149,32 @@ class _Recognising(nn.Module):
         return torch.where(ended[..., None], certain, said)
 
 
+@final
+class _Writing(nn.Module):
+    """A sequence-to-sequence recogniser of the library: its likeliest text, token by token, as one path over the students' frames."""
+
+    def __init__(self, model: Any, tokenizer: Any, vocabulary: Vocabulary, outputs: int, rate: int, asked: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.vocabulary = model, tokenizer, vocabulary
+        self.outputs, self.hop, self.asked = outputs, round(0.01 * rate), dict(asked)
+
+    def forward(self, packed: Tensor) -> Tensor:
+        values, ends, samples = _taken_apart(packed)
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice of the library about its own settings
+            most = int(self.model.config.max_target_positions)
+            tokens = self.model.generate(values, do_sample=False, num_beams=1, max_length=most, **self.asked)
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        frames = [(2 + end // self.hop) // 2 for end in ends.tolist()]
+        said = [self.vocabulary.read(text) for text in texts]
+        return laid_out(said, (2 + samples // self.hop) // 2, frames, self.outputs).to(values.device)
+
+    def extra_repr(self) -> str:
+        words = digest(repr((self.vocabulary.codes, self.vocabulary.words)).encode())
+        tokens = digest(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        return f"words={words}, tokens={tokens}, generation={digest(self.model.generation_config.to_json_string().encode())}, {self.asked}"
+
+
 def _mask(values: Tensor, ends: Tensor, masked: bool) -> dict[str, Tensor]:
     if not masked or values.ndim != 2:
         return {}
@@ -156,8 +191,28 @@ def _read(folder: Path, place: str, reader: str, **options: Any) -> Any:
         raise TeacherError(f"{place} cannot be read by {reader}: {str(error).strip().splitlines()[0][:200]}", code="U408") from error
 
 
+def _kind(folder: Path, place: str) -> str:
+    """The family of the model in a folder, as the library calls it."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"{place} cannot be read: its config.json is none ({error})", code="U408") from error
+
+
+def _writing(folder: Path, place: str, model: Any, task: Task, rate: int, said: Mapping[str, Any]) -> _Writing:
+    """A Whisper and its tokens, told in which language it hears."""
+    asked = {"language": str(said["language"]), "task": "transcribe"} if "language" in said else {}
+    words = said.get("words", {})
+    if not isinstance(words, Mapping):
+        raise TeacherError('teacher.options.words is what it may write for a word of the data, such as { three = "3" }', code="U437")
+    tokenizer = _read(folder, place, "AutoTokenizer")
+    return _Writing(model, tokenizer, Vocabulary(task, words), task.outputs, rate, asked)
+
+
 def _model(folder: Path, place: str, task: Task) -> Any:
     reader = "AutoModelForCTC" if task.kind == "recognition" else "AutoModelForAudioClassification"
+    if task.kind == "recognition" and _kind(folder, place) == "whisper":
+        reader = "AutoModelForSpeechSeq2Seq"
     # written out, not fused: the same numbers whatever the rows beside are
     model, told = _read(folder, place, reader, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     missing = sorted(told["missing_keys"])

@@ -18,12 +18,17 @@ Overlap = Literal["refuse", "drop", "allow"]
 FEW_ROWS = 100
 FEW_TWINS = 0.01
 """The share of held-out rows with a near twin in training from which it is told."""
+FEW_TEXTS = 0.01
+"""The share of texts that may be longer than their clips, as for clips that are broken."""
 LOOKED_AT = 2000
 """Images looked at, evenly spaced, because they may be a memory map."""
 
 
-def check_rows(rows: Rows, task: Task, *, overlap: Overlap = "refuse") -> list[Problem]:
-    """What the split rows cannot show: overlaps, splits that are too small, classes without rows, dead inputs."""
+def check_rows(rows: Rows, task: Task, *, overlap: Overlap = "refuse", rate: int | None = None) -> list[Problem]:
+    """What the split rows cannot show: overlaps, splits that are too small, classes without rows, dead inputs.
+
+    With the `rate` of the samples of sound, texts that are longer than the clip they are said in too.
+    """
     if rows.split is None:
         raise InputError("rows are checked after they are split; this is a mistake in the calling program", code="U220")
     problems = [*_check_sizes(rows, task), *_check_overlap(rows, overlap), *_check_twins(rows), *_check_inputs(rows)]
@@ -33,6 +38,8 @@ def check_rows(rows: Rows, task: Task, *, overlap: Overlap = "refuse") -> list[P
     if task.kind == "matching":
         return problems
     problems += _check_values(rows, task) if task.kind == "regression" else _check_classes(rows, task)
+    if task.kind == "recognition" and rows.kind == "audio" and rate is not None:
+        problems += _check_texts(rows, rate)
     return [*problems, *_check_labelled(rows, task)]
 
 
@@ -167,6 +174,21 @@ def _check_classes(rows: Rows, task: Task) -> Iterator[Problem]:
         shown = [*np.argsort(train, kind="stable")[:6].tolist(), int(train.argmax())]
         told = f"{told}, {train[rarest]:,} of {task.classes[rarest]!r}"
         yield Problem("U222", f"{told}; {fix}\n{_table(list(dict.fromkeys(shown)), counts, task)}", "warning")
+
+
+def _check_texts(rows: Rows, rate: int) -> Iterator[Problem]:
+    """Texts with more words than there are frames of 20 ms to say them in, a blank between two that are the same."""
+    assert rows.labels is not None
+    samples, labels = np.asarray(rows.inputs), rows.labels
+    ends = np.where(samples != 0, np.arange(1, samples.shape[1] + 1), 0).max(axis=1, initial=0)
+    frames = (2 + ends // round(0.01 * rate)) // 2
+    needed = (labels >= 0).sum(axis=1) + ((labels[:, 1:] >= 0) & (labels[:, 1:] == labels[:, :-1])).sum(axis=1)
+    long = np.flatnonzero(needed > frames)
+    if len(long):
+        shown = ", ".join(f"{rows.name(int(at))} ({needed[at]} for {frames[at]})" for at in long[:6])
+        told = f"{len(long):,} of {len(rows):,} texts need more frames than their clips have, one every 20 ms: {shown}"
+        advice = "nothing can be learned from them. Look at their labels, at data.rate and at data.seconds"
+        yield Problem("U439", f"{told}; {advice}", "warning" if len(long) <= FEW_TEXTS * len(rows) else "error")
 
 
 def _class_counts(rows: Rows, task: Task, part: str) -> Array:

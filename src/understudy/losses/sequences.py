@@ -91,7 +91,8 @@ def best_path(student: Float[Tensor, "batch time tokens"], teacher: Float[Tensor
 
     -log sum_{paths that collapse to y} prod_t q_t(path_t) / |y|, where q = softmax(student) and y = collapse(argmax teacher).
     Sequence-level distillation with one hypothesis (Kim & Rush 2016, arXiv:1606.07947, section 3.2) for models with a blank: the
-    student may lay the words along the frames in its own way, so it does not matter where the teacher spikes.
+    student may lay the words along the frames in its own way, so it does not matter where the teacher spikes. A row whose blank is
+    certain in every frame has no answer, and gives 0.
 
     >>> spikes = torch.tensor([[[0.0, 9.0], [9.0, 0.0]]])
     >>> best_path(torch.zeros(1, 2, 2), spikes)
@@ -104,7 +105,8 @@ def best_path(student: Float[Tensor, "batch time tokens"], teacher: Float[Tensor
     kept[:, 1:] &= path[:, 1:] != path[:, :-1]
     order = (~kept).int().argsort(dim=1, stable=True)
     # a blank is no label: what stands after the end is never read, but must be one
-    return _likelihood(precise(student), path.gather(1, order).clamp(max=blank - 1), kept.sum(1))
+    values = _likelihood(precise(student), path.gather(1, order).clamp(max=blank - 1), kept.sum(1))
+    return torch.where(_spoken(teacher), values, 0.0)
 
 
 def likeliest_labels(
@@ -115,7 +117,8 @@ def likeliest_labels(
     -sum_{y in best} w(y) log sum_{paths that collapse to y} prod_t q_t(path_t) / |y|, where q = softmax(student) and w is the
     teacher's own probability of y, made to sum to 1. Sequence-level distillation with the n best (Kim & Rush 2016,
     arXiv:1606.07947, section 3.2; for CTC, Takashima, Li & Kawai 2018, "An investigation of a knowledge distillation method for
-    CTC acoustic models"). The n best come from a prefix beam search four times as wide, eight places at least.
+    CTC acoustic models"). The n best come from a prefix beam search four times as wide, eight places at least. A row whose blank is
+    certain in every frame has no answer, and gives 0.
 
     >>> likeliest_labels(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), hypotheses=2)  # 3/4 of it "0", 1/4 nothing
     tensor([0.5623])
@@ -131,7 +134,12 @@ def likeliest_labels(
     ours, theirs = (
         _likelihood(each.repeat_interleave(hypotheses, 0), flat, sizes).unflatten(0, (-1, hypotheses)) for each in (student, teacher)
     )
-    return (torch.softmax(-theirs * counts.clamp(min=1), dim=1) * ours).sum(1)
+    return torch.where(_spoken(teacher), (torch.softmax(-theirs * counts.clamp(min=1), dim=1) * ours).sum(1), 0.0)
+
+
+def _spoken(teacher: Tensor) -> Tensor:
+    """Which rows have an answer, bool [rows]: the blank is not certain in every frame, as it is after an end."""
+    return (log_probabilities(precise(teacher))[..., -1] < 0).any(1)
 
 
 def _likelihood(student: Tensor, labels: Tensor, counts: Tensor) -> Tensor:

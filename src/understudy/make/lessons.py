@@ -18,10 +18,11 @@ from understudy.ensembles import Ensemble
 from understudy.errors import RecipeError
 from understudy.features import asked_layers
 from understudy.make.rows import Loaded, encode
+from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.objectives import Objective
 from understudy.recipe import Recipe
 from understudy.sections import OptimizerSection
-from understudy.signals import LOGITS, Signals, is_answered
+from understudy.signals import CERTAIN, LOGITS, Signals, is_answered
 from understudy.store.encodings import Dense, Encoding, Sampled, TopK
 from understudy.store.transfer_set import TransferSet
 from understudy.tasks import Task
@@ -39,6 +40,32 @@ def weighed_answers(ask: Ask, ensemble: Ensemble, labels: torch.Tensor, temperat
         return {**said, signal: ensemble.together(own, labels[rows], temperature=temperature)}
 
     return weighed
+
+
+def trusted_answers(ask: Ask, labels: torch.Tensor | None, most: float) -> Ask:
+    """A recogniser's answers without those that differ from a row's label in more than this share of its words.
+
+    Such a row has ended from its first frame, so that nothing is learned from the teacher there (the filter of Distil-Whisper: Gandhi,
+    von Platen & Rush 2023, arXiv:2311.00430). Rows without a label keep what the teacher says.
+    """
+
+    def trusted(rows: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:
+        said = ask(rows, view, inputs)
+        if labels is None or LOGITS not in said:
+            return said
+        answers = said[LOGITS]
+        wrong = torch.from_numpy(distrusted(answers.numpy(), labels[rows].numpy(), most))
+        ended = torch.zeros(answers.shape[-1])
+        ended[-1] = CERTAIN
+        return {**said, LOGITS: torch.where(wrong[:, None, None], ended, answers)}
+
+    return trusted
+
+
+def distrusted(answers: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], most: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows have a label that the transcript differs from in more than this share of its words, bool [rows]."""
+    words = (labels >= 0).sum(axis=1)
+    return np.asarray((words > 0) & (word_errors(transcripts(answers), labels) > most * words))
 
 
 def build_encoding(recipe: Recipe, temperature: float) -> Encoding | Literal["auto"]:

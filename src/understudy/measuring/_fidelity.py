@@ -6,7 +6,7 @@ import numpy as np
 
 from understudy.measuring._answers import Array, decisions, directions, log_probabilities
 from understudy.measuring._bootstrap import Figure, Sums, mean, r2
-from understudy.measuring._transcripts import counted, word_errors
+from understudy.measuring._transcripts import counted, word_errors, written
 from understudy.tasks import Task
 
 METRICS: dict[str, dict[str, bool]] = {
@@ -25,10 +25,12 @@ def figures(answers: Array, teacher: Array, task: Task) -> dict[str, Figure]:
 
     `agreement` is the share of equal decisions (multilabel: over rows and labels; regression: R2 against the
     teacher's values). `kl` is KL(teacher || model) in nats (multilabel: the mean over labels). Recognition: the share of
-    rows whose words are all the same, and the mean over frames.
+    rows whose words are all the same, and the mean over frames, which a teacher that writes text has none of.
     """
     if task.kind == "recognition":
         same = word_errors(decisions(answers, task), decisions(teacher, task)) == 0
+        if written(teacher):
+            return {"agreement": mean(same)}  # where the words lie is nothing the teacher said
         return {"agreement": mean(same), "kl": mean(distances(answers, teacher, task))}
     if task.kind == "matching":
         equal = decisions(answers, task) == decisions(teacher, task)

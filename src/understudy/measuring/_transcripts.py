@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+
+from understudy.signals import is_written
 
 Array = np.ndarray[Any, Any]
 
@@ -50,3 +53,8 @@ def word_errors(said: Array, true: Array) -> Array:
 def counted(answers: Array) -> Array:
     """The frames before each row's end, bool [rows, frames]: after it the blank is certain, and the other logits are 0."""
     return np.asarray((answers[..., :-1] != 0).any(axis=-1))
+
+
+def written(answers: Array) -> bool:
+    """Whether these are texts laid along the frames, whose times mean nothing."""
+    return is_written(torch.from_numpy(answers))

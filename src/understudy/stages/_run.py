@@ -33,6 +33,8 @@ from understudy.tasks import Task
 from understudy.teachers import Teacher
 
 FREE_TO_CHANGE = ("measure", "export")
+WORD_ERRORS = 0.1
+"""The published limit of Distil-Whisper (Gandhi, von Platen & Rush 2023, arXiv:2311.00430)."""
 COPIES = "teaching.store"
 """Where answers are copied to changes none of them."""
 
@@ -51,6 +53,7 @@ class Run:
     teacher: Teacher | None = None
     teacher_line: str = ""
     teacher_score: float | None = None
+    writes: bool = False  # the teacher's words are known, and not when they were said
     warnings: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     taught: TransferSet | None = None
@@ -79,6 +82,12 @@ class Run:
     def task(self) -> Task:
         assert self.loaded is not None
         return self.loaded.task
+
+    @property
+    def word_errors(self) -> float | None:
+        """The share of wrong words above which the teacher is not believed about a labelled row; None for whatever it says."""
+        said = self.recipe.teaching.word_errors
+        return WORD_ERRORS if said is None and self.writes else said
 
     def say(self, word: str, text: str) -> None:
         self.console.print(f"[bold cyan]{word:<9}[/] {escape(text)}", highlight=False, soft_wrap=True)

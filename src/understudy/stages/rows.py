@@ -36,7 +36,7 @@ def prepare_rows(run: Run) -> None:
         f"{len(rows):,} of kind {rows.kind} ({shape}), {labelled:,} labelled · " + " / ".join(f"{n:,} {p}" for p, n in counts.items()),
     )
     run.say("task", what + ("" if not 0 < len(task.classes) <= 12 or task.kind == "matching" else ": " + ", ".join(task.classes)))
-    problems = [*run.loaded.problems, *check_rows(rows, task, overlap=run.recipe.data.overlap)]
+    problems = [*run.loaded.problems, *check_rows(rows, task, overlap=run.recipe.data.overlap, rate=run.loaded.rate)]
     run.warn(raise_errors(problems))
     if run.recipe.data.overlap != "refuse":
         run.overrides.append(f"data.overlap = {run.recipe.data.overlap!r}")

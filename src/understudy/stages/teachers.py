@@ -21,12 +21,13 @@ from understudy.make.students import build_student, is_estimator
 from understudy.make.teachers import build_ensemble, load_teacher, train_estimator_teacher
 from understudy.measuring import scorecard as cards
 from understudy.sections import TeacherMember, TeacherTrainSection
-from understudy.signals import Signals
+from understudy.signals import Signals, is_written
 from understudy.stages._fitting import fit_network, validation_of
 from understudy.stages._foresight import note_time
 from understudy.stages._run import Run, answered_rows, answers_of, first_inputs, problems_of, write_json
 from understudy.students.student import Student
 from understudy.teachers import Matched, Teacher, check_missing, max_missing, remotes
+from understudy.terms import OnFrames
 
 PIXELS: tuple[tuple[list[float] | None, list[float] | None], ...] = (
     (None, None),
@@ -62,6 +63,7 @@ def prepare_teacher(run: Run) -> None:
         raise (PreflightError([*manners, *problems_of(error)]) if manners else error) from None
     problems = check_teacher(run.teacher, first_inputs(validation, 64))
     answers, validation = _scored(run, validation)
+    _refuse_times(run, answers)
     figures = cards.quality(answers, validation.labels, task) if validation.labels is not None else {}
     score = figures.get(task.metric)
     found = check_answers(answers, task, validation, score=score, expect=said.expect, accept_score=said.accept_score)
@@ -76,6 +78,24 @@ def prepare_teacher(run: Run) -> None:
     run.teacher_score = score
     run.teacher_line = f"{run.teacher.name}: validation {shown}"
     run.say("teacher", run.teacher_line)
+
+
+def _refuse_times(run: Run, answers: np.ndarray[Any, Any]) -> None:
+    """Note whether the teacher writes text; terms that look at single frames are refused then, and a limit of words without words."""
+    task, said = run.task, run.recipe.teaching
+    if task.kind != "recognition" and said.word_errors is not None:
+        raise RecipeError(f"teaching.word_errors counts words, and the task is {task.kind}: leave it out", code="U436")
+    run.writes = task.kind == "recognition" and is_written(torch.from_numpy(answers))
+    if not run.writes:
+        return
+    timed = [term.name for term in build_objective(run.recipe, task, None).active if isinstance(term, OnFrames)]
+    if timed:
+        raise RecipeError(
+            f"{run.teacher.name if run.teacher else 'the teacher'} writes text and does not say when its words were said, and the term "
+            f"{timed[0]!r} compares frames. Give terms that do not: [[objective.terms]] loss = 'sequences.ctc_labels' and "
+            "[[objective.terms]] loss = 'sequences.best_path'",
+            code="U435",
+        )
 
 
 def load_teachers(run: Run) -> list[Teacher]:

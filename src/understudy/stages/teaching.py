@@ -11,12 +11,12 @@ from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
 from understudy.data.views import Views
 from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError, raise_errors
-from understudy.make.lessons import build_encoding, build_objective, temperature_of
+from understudy.make.lessons import build_encoding, build_objective, distrusted, temperature_of
 from understudy.make.rows import build_views, synthetic_rows
 from understudy.make.teachers import stored_sets
 from understudy.measuring import scorecard as cards
 from understudy.pools import Pool
-from understudy.signals import is_answered
+from understudy.signals import frame_lengths, is_answered
 from understudy.stages._run import Run, answered_rows, join_rows, size_of
 from understudy.stages._speaker import numbers_of, wire_layers
 from understudy.store.transfer_set import TransferSet
@@ -67,6 +67,7 @@ def teach_rows(run: Run) -> None:
     if mirror is not None:
         run.say("copied", f"to {said.store}: what is there is what lies in {folder}")
     _same_accuracy(run)
+    _count_believed(run)
     for rows, taught in ((asked, run.taught), (rest, run.held_out)):
         if taught is not None:
             reask(run.speaker, rows, taught, n=16, seed=0)
@@ -131,9 +132,25 @@ def _take_stored(run: Run, there: dict[str, TransferSet], asked: Rows, rest: Row
         one.positions(rows.keys)
     run.taught, run.held_out = taught, there["held_out"]
     _same_accuracy(run)
+    _count_believed(run)
     run.say(
         "taught", f"before, by {taught.teacher}: {len(asked) + len(rest):,} rows found in {run.recipe.teacher.source}; no teacher is needed"
     )
+
+
+def _count_believed(run: Run) -> None:
+    """Say about how many training rows, in their plain view, the teacher's words are not taken."""
+    rows, taught, most = run.rows.part("train"), run.taught, run.word_errors
+    if taught is None or most is None:
+        return
+    said = taught.gather(run.task.signal, taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64))
+    silent = int((frame_lengths(said) == 0).sum())
+    wrong = 0 if rows.labels is None else int(distrusted(said.numpy(), rows.labels, most).sum())
+    told = f"of {len(rows):,} training rows the teacher's words of {wrong:,} differ from the label in over {most:.0%} of its words"
+    strange = f" ({silent:,} rows hold what the data's words cannot say, or nothing)" if run.writes else ""
+    run.say("words", f"{told}{strange}")
+    if wrong or silent:
+        run.warn([Problem("U438", f"{told}{strange}: nothing is learned from the teacher there (teaching.word_errors)", "warning")])
 
 
 def _loss_of(taught: TransferSet) -> str:

@@ -24,6 +24,7 @@ from understudy.make.lessons import (
     stored_answers,
     temperature_of,
     training_set,
+    trusted_answers,
     weighed_answers,
     with_steps_of,
 )
@@ -311,13 +312,14 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         assert speaker is not None
         if trees:
             return speaker.signals(rows.inputs), None
-        ask = live_answers(speaker, rows, run.seen)
+        ask = _believed(run, live_answers(speaker, rows, run.seen))
         return {}, ask if weighed is None else weighed_answers(ask, weighed, _labels(run, len(rows)), temperature_of(objective))
     sparse = run.taught.sparse(task.signal)
     temperature = temperature_of(objective) if sparse or weighed is not None else None
     if weighed is not None:
         reads = [*reads, *(f"teachers/{name}/{task.signal}" for name in weighed.names)]
     ask = stored_answers(run.taught, rows.keys, reads or [task.signal], temperature=temperature if sparse else None)
+    ask = _believed(run, ask)
     if weighed is not None and temperature is not None:
         ask = weighed_answers(ask, weighed, _labels(run, len(rows)), temperature)
     if not trees and (run.views > 1 or sparse):
@@ -326,6 +328,14 @@ def _evidence(run: Run, rows: Rows, objective: Objective) -> tuple[Signals, Ask 
         return {task.signal: run.taught.gather(task.signal, run.taught.positions(rows.keys), np.zeros(len(rows), dtype=np.int64))}, None
     said = ask(everything, torch.zeros_like(everything), everything)
     return {name: value for name, value in said.items() if not name.startswith("teachers/") or name in objective.hears}, None
+
+
+def _believed(run: Run, ask: Ask) -> Ask:
+    """What the run's teacher says, but for rows whose label it is too far from; those that it has taught say what they say."""
+    if run.word_errors is None or (run.speaker is not None and run.speaker is not run.teacher):
+        return ask
+    labels = run.rows.part("train").labels
+    return trusted_answers(ask, None if labels is None else torch.from_numpy(labels), run.word_errors)
 
 
 def _labels(run: Run, count: int) -> torch.Tensor:
