@@ -17,6 +17,7 @@ from published import cases
 from understudy import cli
 from understudy.data import joining, labelling
 from understudy.data._source import Source
+from understudy.ensembles import Ensemble
 from understudy.errors import DataError, RecipeError
 from understudy.exporting import predict_template
 from understudy.exporting._graphs import open_session
@@ -28,6 +29,7 @@ from understudy.students import speech
 from understudy.students._sound import fit_log_mel
 from understudy.students.preprocessing import assemble
 from understudy.tasks import Task
+from understudy.teachers import FakeTeacher
 
 RATE = 8000
 TASK = Task("recognition", ("one", "two", "three"))
@@ -296,6 +298,15 @@ def test_from_single_words_to_a_recogniser(tmp_path: Path, monkeypatch: pytest.M
     heard = REAL_TIME["Pieces"](ask, RATE, RATE // 10, before, after).hear(clip)
     assert heard.shape == ask(clip).shape
     assert np.abs(heard - ask(clip)).max() < 1e-4
+    measured = ["real_time.py", str(tmp_path / "run" / "artifact"), "--clips", "2", "--chunk", "0.1"]
+    monkeypatch.setattr(sys, "argv", measured)
+    capsys.readouterr()
+    REAL_TIME["main"]()
+    told = capsys.readouterr().out
+    assert str(tmp_path / "run" / "artifact") in told and "untrained" not in told
+    assert all(
+        line in told for line in ("whole clips         real-time factor", "pieces of 0.1 s     real-time factor", "a frame depends on")
+    )
 
 
 SMALL = """
@@ -359,3 +370,62 @@ def test_what_a_recognition_cannot_have(
     assert run(monkeypatch, "distill", small(tmp_path, "run", more)) == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run" / "seed-0").exists()
+
+
+STUDENT = '\n[student]\nmodel = "speech.convnet"\noptions = { width = 8, depth = 1 }\n'
+OTHER = 'model = "speech.convnet"\noptions = { width = 10, depth = 1 }\n'
+
+
+@pytest.mark.parametrize(
+    ("more", "there"),
+    [
+        ('[cohort]\nmethod = "mutual"\n' + f"[[cohort.members]]\n{OTHER}" * 2, "cohort/held_out"),
+        (f"{LESSON}[[chain]]\n{OTHER}", "chain/assistant-1"),
+        (f"{LESSON}[generations]\ncount = 2\ntogether = true\n", "chain/generation-1"),
+        ('[teacher]\naccept_score = true\n'
+         + f"[[teacher.members]]\n[teacher.members.train]\nepochs = 1\nbatch_size = 4\n{OTHER}" * 2, "transfer/training"),
+    ],
+    ids=["cohort", "chain", "generations", "members"],
+)  # fmt: skip
+def test_what_a_recognition_can_be_combined_with(
+    more: str, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "distill", small(tmp_path, "run", STUDENT + more)) == 0, capsys.readouterr().err
+    card = json.loads((tmp_path / "run" / "scorecard.json").read_text())
+    assert {"teacher", "control", "student", "exported"} <= set(card["models"])
+    assert list((tmp_path / "run").rglob(there))
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_several_recognisers_end_where_all_have_ended(members: int) -> None:
+    said = torch.stack([torch.from_numpy(frames([0, 3, 1], [2, 2])) for _ in range(members)])
+    mean = Ensemble([FakeTeacher(TASK) for _ in range(members)], task=TASK).together(said)
+    assert frame_lengths(mean).tolist() == frame_lengths(said[0]).tolist() == [3, 2]
+
+
+TERMS = "".join(f'[[objective.terms]]\nloss = "sequences.{name}"\n' for name in ("ctc_labels", "best_path", "likeliest_labels"))
+
+
+def test_the_terms_on_whole_texts_are_explained_and_taught_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = small(tmp_path, "run", STUDENT + LESSON + TERMS)
+    assert run(monkeypatch, "explain", path) == 0
+    told = capsys.readouterr().out
+    assert "likeliest_labels(student, teacher, hypotheses=4)" in told and "best_path(student, teacher)" in told
+    assert "-sum_{y in best} w(y) log sum_{paths that collapse to y}" in told, "its formula"
+    assert "reads: logits" in told and "control = 1 * ctc_labels(student, labels)" in told
+    assert run(monkeypatch, "distill", path) == 0, capsys.readouterr().err
+    logged = [json.loads(line) for line in next((tmp_path / "run").glob("seed-0/student/*.jsonl")).read_text().splitlines()]
+    assert any("likeliest_labels" in json.dumps(line) for line in logged)
+
+
+def test_the_n_best_reach_the_student() -> None:
+    objective = Objective.from_terms([("sequences.likeliest_labels", 1.0, {"hypotheses": 3})], TASK)
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 8, 4, requires_grad=True), torch.from_numpy(frames([0, 0, 3, 1], [2, 3, 3, 2, 1]))
+    before, _ = objective({"logits": student}, Batch(student, None, None, {"logits": teacher}))
+    before.backward()
+    assert student.grad is not None and bool((student.grad.abs().amax(dim=(1, 2)) > 0).all())
+    after, _ = objective({"logits": (student - student.grad).detach()}, Batch(student, None, None, {"logits": teacher}))
+    assert float(after) < float(before.detach())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from understudy.answers import Combine, combined, mean_answer
 from understudy.errors import TeacherError, did_you_mean
-from understudy.signals import Signals
+from understudy.signals import Signals, ending_alike
 from understudy.tasks import Task
 from understudy.teachers import Layered, Matched, Teacher
 
@@ -81,9 +81,11 @@ class Ensemble:
     def together(self, said: Tensor, labels: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
         """One answer from those of the members [members, rows, columns], with the labels of the rows where they are known."""
         if self.combine == "probabilities" and self.weights is None and self.knows is None:
-            return mean_answer(said, self.task)
-        options: dict[str, Any] = {"combine": self.combine, "weights": self.weights, "knows": self.knows}
-        return combined(said, self.task, **options, labels=labels, temperature=temperature)
+            mean = mean_answer(said, self.task)
+        else:
+            options: dict[str, Any] = {"combine": self.combine, "weights": self.weights, "knows": self.knows}
+            mean = combined(said, self.task, **options, labels=labels, temperature=temperature)
+        return ending_alike(mean, said) if self.task.kind == "recognition" else mean
 
     def fingerprint(self) -> dict[str, str]:
         how: dict[str, str] = {} if self.combine == "probabilities" else {"combine": self.combine}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 LOGITS = "logits"
@@ -48,12 +49,25 @@ CERTAIN = 100.0
 def frame_lengths(logits: Tensor) -> Tensor:
     """How many frames of each row [rows, frames, classes + 1] lie before its end, int64 [rows].
 
-    >>> import torch
     >>> frame_lengths(torch.tensor([[[1.0, 2.0], [0.0, 3.0], [0.0, CERTAIN]]]))
     tensor([2])
     """
-    padding = (logits[..., -1] == CERTAIN) & (logits[..., :-1] == 0).all(dim=-1)
-    return (~padding).sum(dim=1)
+    return (~ended(logits)).sum(dim=1)
+
+
+def ended(logits: Tensor) -> Tensor:
+    """Which frames [..., classes + 1] lie after a row's end, bool [...]."""
+    return (logits[..., -1] == CERTAIN) & (logits[..., :-1] == 0).all(dim=-1)
+
+
+def ending_alike(mean: Tensor, said: Tensor) -> Tensor:
+    """A mean of recognisers' answers [members, rows, frames, classes + 1] that has ended where all of them have.
+
+    >>> said = torch.tensor([[[[0.0, CERTAIN]]], [[[0.0, CERTAIN]]]])
+    >>> frame_lengths(said.log_softmax(-1).mean(0)), frame_lengths(ending_alike(said.log_softmax(-1).mean(0), said))
+    (tensor([1]), tensor([0]))
+    """
+    return torch.where(ended(said).all(dim=0)[..., None], said[0].to(mean.dtype), mean)
 
 
 def is_written(logits: Tensor) -> bool:
@@ -62,7 +76,6 @@ def is_written(logits: Tensor) -> bool:
     Such answers hold 0 for what is said in a frame and -CERTAIN for the rest, which no network gives; a row that nothing is said
     of has ended from its first frame.
 
-    >>> import torch
     >>> is_written(torch.tensor([[[-CERTAIN, 0.0], [0.0, CERTAIN]]])), is_written(torch.tensor([[[0.5, 2.0]]]))
     (True, False)
     """

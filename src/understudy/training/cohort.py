@@ -25,7 +25,7 @@ from understudy.losses import ensembles
 from understudy.objectives import Objective
 from understudy.ranks import Ranks
 from understudy.sections import OptimizerSection
-from understudy.signals import Batch
+from understudy.signals import Batch, ending_alike
 from understudy.students.student import device_of, evaluating, load_weights
 from understudy.tasks import Task
 from understudy.training._checkpoint import WEIGHTS, Checkpoints, shape_digest
@@ -180,6 +180,8 @@ class _Cohort:
     def _mean(self, others: Tensor, number: int) -> Tensor:
         if len(others) == 1:
             return others[0]
+        if self.task.kind == "recognition":
+            return ending_alike(mean_answer(others, self.task), others)
         if not self.task.single_label:
             return mean_answer(others, self.task)
         return ensembles.mean_of_probabilities(others, temperature=_temperature(self.lives[number].objective))
