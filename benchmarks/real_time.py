@@ -39,6 +39,8 @@ Ask = Callable[[Array], Array]
 FRAME = 0.02
 CHANGED = 1e-4
 """A probability that moves by more than this depends on what was changed."""
+CAUSAL = 0.04
+"""Seconds after a frame's start in which its own window lies."""
 UNKNOWN = 1.0
 """Seconds heard before and after a piece by a network whose frames depend on the whole clip."""
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -60,7 +62,10 @@ def main() -> None:
     asked.add_argument("--clips", type=int, default=40)
     said = asked.parse_args()
     torch.set_num_threads(1)
-    rate = json.loads((said.artifacts[0] / "preprocessing.json").read_text())["rate"] if said.artifacts else said.rate
+    rates = {artifact_rate(place, asked) for place in said.artifacts}
+    if len(rates) > 1:
+        asked.error(f"the artifacts hear {' and '.join(map(str, sorted(rates)))} samples a second: measure those of one rate together")
+    rate = rates.pop() if rates else said.rate
     clips = sound(said, rate)[: said.clips]
     seconds = sum(map(len, clips)) / rate
     print(f"{len(clips)} clips, {seconds:.0f} s, {rate} samples a second; pieces of {said.chunk:g} s; one thread")
@@ -71,8 +76,18 @@ def main() -> None:
             report(name, file, clips, rate, said.chunk)
     teacher = network(speech.recurrent(40, task.outputs, width=64, frames=True, seed=0), clips, rate, level=True)
     size = sum(weight.numel() for weight in teacher.parameters())
-    print(f"\nspeech.recurrent, torch, as the recipe's teacher ({size:,} parameters)")
+    print(f"\nspeech.recurrent, torch, untrained, as the recipe's teacher ({size:,} parameters)")
     print(f"  whole clips         real-time factor {timed(lambda wave: teacher_answer(teacher, wave), clips).sum() / seconds:.5f}")
+
+
+def artifact_rate(place: Path, asked: argparse.ArgumentParser) -> int:
+    """The samples a second that an exported recogniser hears."""
+    if not (place / "signature.json").is_file():
+        asked.error(f"{place} is no artifact: give the folder `artifact` of a run of task = 'recognition'")
+    task = json.loads((place / "signature.json").read_text(encoding="utf-8"))["task"]
+    if task != "recognition":
+        asked.error(f"{place} is of the task {task}: it answers once for a clip, and only a recogniser is heard in pieces")
+    return int(json.loads((place / "preprocessing.json").read_text(encoding="utf-8"))["rate"])
 
 
 def sound(said: argparse.Namespace, rate: int) -> list[Array]:
@@ -145,7 +160,8 @@ def report(name: str, file: Path, clips: list[Array], rate: int, chunk: float) -
     gap = max(float(np.abs(one - other).max()) for one, other in zip(whole, heard, strict=True))
     wrong = sum(int(word_errors(transcripts(a[None]), transcripts(b[None]))[0]) for a, b in zip(heard, whole, strict=True))
     words = sum(int((transcripts(each[None]) >= 0).sum()) for each in whole)
-    print(f"  a frame depends on  {before / rate:.2f} s before and {after / rate:.2f} s after it")
+    causal = "; it hears nothing later than its own window (causal)" if after <= CAUSAL * rate else ""
+    print(f"  a frame depends on  {before / rate:.2f} s before and {after / rate:.2f} s after it{causal}")
     print(f"  pieces of {chunk:g} s     real-time factor {spent.sum() / seconds:.5f}; {len(spent)} pieces, each p50 "
           f"{np.median(spent) * 1e3:.2f} ms, p95 {np.quantile(spent, 0.95) * 1e3:.2f} ms; a word is known {chunk + after / rate:.2f} s "
           "after its piece began")  # fmt: skip

@@ -154,3 +154,28 @@ def test_a_published_model_teaches_from_the_command_line(
     card = json.loads((tmp_path / "run" / "scorecard.json").read_text())
     assert card["models"]["exported"]["fidelity"]["agreement"]["mean"] >= 0
     assert "matched by name" in capsys.readouterr().out
+
+
+def test_a_ctc_models_answers_are_reused_and_asked_in_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = wav2vec2(tmp_path / "model", head="Wav2Vec2ForCTC")
+    waves = (np.random.default_rng(1).normal(size=(40, 4000)) * 2000).astype(np.int16)
+    np.savez(tmp_path / "clips.npz", waveforms=waves, labels=np.array(["one two", "two three", "three one", "one"])[np.arange(40) % 4])
+    said = [
+        "task=recognition", "data.kind=audio", f"data.rate={RATE}", "student.model=speech.convnet", "student.options={width=8, depth=1}",
+        "train={epochs=1, batch_size=8, augment={shift=100}}", "teacher.accept_score=true", "measure={latency=false, resamples=100}",
+    ]  # fmt: skip
+
+    def do(verb: str, name: str, teacher: str, views: str) -> int:
+        own = [f"teaching.views={views}", f"teacher.source={teacher}", f"data.train={tmp_path / 'clips.npz'}", f"out={tmp_path / name}"]
+        return run(monkeypatch, verb, *(word for each in [*said, *own] for word in ("--set", each)))
+
+    assert do("teach", "stored", f"hf:{folder}", "2") == 0, capsys.readouterr().err
+    assert do("distill", "again", str(tmp_path / "stored" / "transfer"), "2") == 0, capsys.readouterr().err
+    assert "no teacher is needed" in capsys.readouterr().out
+    assert do("distill", "live", f"hf:{folder}", "'live'") == 0, capsys.readouterr().err
+    assert not (tmp_path / "live" / "transfer" / "training").exists()
+    assert do("distill", "both", str(tmp_path / "stored" / "transfer"), "'live'") == 2
+    assert "U327 stored answers cannot be asked in the loop" in capsys.readouterr().err
+    assert not (tmp_path / "both" / "seed-0").exists()

@@ -168,6 +168,24 @@ def test_a_whisper_teaches_from_the_command_line(
     assert "U438" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_whisper_is_asked_in_the_loop_and_heads_a_chain(
+    whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    between = '[[chain]]\nmodel = "speech.convnet"\noptions = { width = 12, depth = 1 }\n[teaching]\nviews = "live"\nword_errors = 0.5\n'
+    place = recipe(tmp_path, "run", f"hf:{whisper}", TERMS + between)
+    place.write_text(place.read_text().replace("batch_size = 16 }", "batch_size = 16, augment = { shift = 50 } }"))
+    assert run(monkeypatch, "distill", place) == 0, capsys.readouterr()
+    assert list((tmp_path / "run" / "chain").glob("assistant-1*"))
+
+
+def test_a_limit_of_words_needs_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "\n".join(f"{number},{number % 2}" for number in range(60))
+    (tmp_path / "x.csv").write_text(f"a,y\n{rows}\n")
+    said = ["--data", tmp_path / "x.csv", "--label", "y", "--out", tmp_path / "run", "--set", "teaching.word_errors=0.2"]
+    assert run(monkeypatch, "distill", *said, "--set", "teacher.train.model=forest", "--set", "student.model=mlp") == 2
+    assert "U436 teaching.word_errors counts words, and the task is binary" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("terms", ["", '[[objective.terms]]\nloss = "sequences.ctc_frames"\n'])
 def test_terms_that_compare_frames_are_refused(
     terms: str, whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

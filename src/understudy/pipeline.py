@@ -21,7 +21,7 @@ from rich.console import Console
 from understudy.checks.recipes import check_recipe
 from understudy.checks.students import check_student
 from understudy.data.rows import Rows
-from understudy.errors import InputError, Problem, TransferSetError, raise_errors
+from understudy.errors import InputError, Problem, RecipeError, TransferSetError, raise_errors
 from understudy.exporting import artifact
 from understudy.make.lessons import build_label_objective, build_objective
 from understudy.make.rows import build_views, encode, load_rows, synthetic_rows
@@ -298,6 +298,7 @@ def prepare_student(run: Run) -> None:
     assert run.loaded is not None
     problems: list[Problem] = []
     steps: list[Callable[[], Any]] = [
+        lambda: _refuse_limit(recipe, task),
         lambda: build_objective(recipe, task, rows.labels),
         lambda: build_label_objective(recipe.train, task, rows.labels),
         lambda: build_views(recipe.train, rows, run.loaded.encoding if run.loaded else None),
@@ -311,6 +312,15 @@ def prepare_student(run: Run) -> None:
         except InputError as error:
             problems += [problem for problem in problems_of(error) if problem not in problems]
     raise_errors(problems)
+
+
+def _refuse_limit(recipe: Recipe, task: Task) -> None:
+    if recipe.teaching.word_errors is None:
+        return
+    if task.kind != "recognition":
+        raise RecipeError(f"teaching.word_errors counts words, and the task is {task.kind}: leave it out", code="U436")
+    if recipe.cohort is not None:
+        raise RecipeError("teaching.word_errors is for a teacher's words, and a [cohort] has none: leave it out", code="U436")
 
 
 def _student_problems(run: Run, rows: Rows, teacher: Teacher | None = None) -> list[Problem]:
