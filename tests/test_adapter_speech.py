@@ -163,8 +163,9 @@ def test_a_ctc_models_answers_are_reused_and_asked_in_the_loop(
     waves = (np.random.default_rng(1).normal(size=(40, 4000)) * 2000).astype(np.int16)
     np.savez(tmp_path / "clips.npz", waveforms=waves, labels=np.array(["one two", "two three", "three one", "one"])[np.arange(40) % 4])
     said = [
-        "task=recognition", "data.kind=audio", f"data.rate={RATE}", "student.model=speech.convnet", "student.options={width=8, depth=1}",
-        "train={epochs=1, batch_size=8, augment={shift=100}}", "teacher.accept_score=true", "measure={latency=false, resamples=100}",
+        "task=recognition", "control=false", "data.kind=audio", f"data.rate={RATE}", "student.model=speech.convnet",
+        "student.options={width=8, depth=1}", "train={epochs=1, batch_size=8, augment={shift=100}}", "teacher.accept_score=true",
+        "measure={latency=false, resamples=100}",
     ]  # fmt: skip
 
     def do(verb: str, name: str, teacher: str, views: str) -> int:

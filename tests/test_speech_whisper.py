@@ -18,6 +18,7 @@ from understudy.adapters._writing import Vocabulary, laid_out
 from understudy.checks.teachers import check_teacher
 from understudy.errors import TeacherError
 from understudy.losses.sequences import best_path, likeliest_labels
+from understudy.make.lessons import trusted_answers
 from understudy.measuring._transcripts import transcripts
 from understudy.signals import frame_lengths, is_written
 from understudy.tasks import Task
@@ -166,6 +167,20 @@ def test_a_whisper_teaches_from_the_command_line(
     again = recipe(tmp_path, "again", str(tmp_path / "run" / "transfer"), TERMS)
     assert run(monkeypatch, "distill", again) == 0, capsys.readouterr()
     assert "U438" in " ".join(capsys.readouterr().out.split())
+    trusting = recipe(tmp_path, "trusting", str(tmp_path / "run" / "transfer"), TERMS + "[teaching]\nword_errors = 9\n")
+    assert run(monkeypatch, "train", trusting) == 0, capsys.readouterr()
+    weights = [next((tmp_path / name / "seed-0" / "student").glob("*.safetensors")) for name in ("run", "again", "trusting")]
+    first, same, other = (file.read_bytes() for file in weights)
+    assert first == same and first != other, "the limit decides what is learned"
+
+
+def test_rows_that_the_label_contradicts_teach_nothing() -> None:
+    answers = laid_out([[0, 2], [0, 2], [1]], 6, [6, 6, 6], TASK.outputs)
+    labels = torch.tensor([[0, 2], [0, 1], [-1, -1]])
+    everything = torch.arange(3)
+    for most, lengths in ((0.1, [6, 0, 6]), (0.5, [6, 6, 6])):
+        said = trusted_answers(lambda rows, view, inputs: {"logits": answers[rows]}, labels, most)(everything, None, everything)
+        assert frame_lengths(said["logits"]).tolist() == lengths
 
 
 def test_a_whisper_is_asked_in_the_loop_and_heads_a_chain(
