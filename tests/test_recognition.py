@@ -21,15 +21,20 @@ from understudy.ensembles import Ensemble
 from understudy.errors import DataError, RecipeError
 from understudy.exporting import predict_template
 from understudy.exporting._graphs import open_session
+from understudy.losses.sequences import ctc_frames
 from understudy.measuring import scorecard as cards
 from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.objectives import Objective
+from understudy.sections import OptimizerSection
 from understudy.signals import CERTAIN, Batch, frame_lengths
 from understudy.students import speech
 from understudy.students._sound import fit_log_mel
 from understudy.students.preprocessing import assemble
 from understudy.tasks import Task
 from understudy.teachers import FakeTeacher
+from understudy.terms import OnFrames
+from understudy.training.cohort import train_cohort
+from understudy.training.gradient import TrainingSet
 
 RATE = 8000
 TASK = Task("recognition", ("one", "two", "three"))
@@ -403,6 +408,25 @@ def test_several_recognisers_end_where_all_have_ended(members: int) -> None:
     said = torch.stack([torch.from_numpy(frames([0, 3, 1], [2, 2])) for _ in range(members)])
     mean = Ensemble([FakeTeacher(TASK) for _ in range(members)], task=TASK).together(said)
     assert frame_lengths(mean).tolist() == frame_lengths(said[0]).tolist() == [3, 2]
+
+
+def test_a_cohort_hears_the_others_up_to_a_rows_end() -> None:
+    heard: list[list[int]] = []
+
+    def listening(student: torch.Tensor, teacher: torch.Tensor, *, lengths: torch.Tensor) -> torch.Tensor:
+        heard.append(sorted(lengths.tolist()))
+        return ctc_frames(student, teacher, lengths=lengths)
+
+    features = torch.randn(4, 41, 31, generator=torch.Generator().manual_seed(0))
+    features[:, -1] = 1
+    features[1, :, 12:] = 0
+    members = [speech.convnet(40, 4, width=8, depth=1, frames=True, seed=seed) for seed in range(3)]
+    data = TrainingSet(features, torch.tensor([[0, 1], [2, -1], [1, 0], [2, 2]]), None, {})
+    options = OptimizerSection(epochs=1, batch_size=4, device="cpu")
+    train_cohort(
+        members, Objective([OnFrames(listening, weight=1.0, name="listening")]), data, task=TASK, options=options, seed=0, progress=False
+    )
+    assert heard and all(lengths == [6, 16, 16, 16] for lengths in heard)
 
 
 TERMS = "".join(f'[[objective.terms]]\nloss = "sequences.{name}"\n' for name in ("ctc_labels", "best_path", "likeliest_labels"))
