@@ -122,6 +122,8 @@ def test_a_whisper_answers_what_it_writes(whisper: Path) -> None:
     told = hugging_face_speech.load(f"hf:{whisper}", task=TASK, rate=RATE, options={"words": {"four": "three"}})
     assert transcripts(told.signals(waves[2:3])["logits"].numpy()).tolist() == [[1]]
     assert told.fingerprint() != teacher.fingerprint()
+    with pytest.raises(TeacherError, match=r"U450 the model hears 1 s of a clip, and one has 1.50 s: .* data.seconds = 1"):
+        teacher.signals(np.ones((1, 24000), dtype=np.int16))
     with pytest.raises(TeacherError, match=r"no 'beams' for hf:.*; there is: batch_size, language, words"):
         hugging_face_speech.load(f"hf:{whisper}", task=TASK, rate=RATE, options={"beams": 2})
 

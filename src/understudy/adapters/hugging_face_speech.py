@@ -89,10 +89,15 @@ class SoundPreparation(nn.Module):
     def __init__(self, extractor: Any, content: str) -> None:
         super().__init__()
         self.extractor, self.content = extractor, content
+        self.most: int | None = extractor.to_dict().get("n_samples")  # those of Whisper cut what is longer, and say nothing
 
     def forward(self, inputs: Any) -> Tensor:
         rows = np.asarray(inputs)
         ends = np.maximum(np.where(rows != 0, np.arange(1, rows.shape[1] + 1), 0).max(axis=1, initial=0), 1)
+        if self.most is not None and len(ends) and ends.max() > self.most:
+            hears, rate = self.most / self.extractor.sampling_rate, self.extractor.sampling_rate
+            told = f"the model hears {hears:g} s of a clip, and one has {ends.max() / rate:.2f} s"
+            raise TeacherError(f"{told}: its end would be lost. Cut the clips, or set data.seconds = {hears:g}", code="U450")
         clips = [row[:end].astype(np.float32) / 32768 for row, end in zip(rows, ends, strict=True)]
         spectral = self.extractor.model_input_names[0] == "input_features"
         asked: dict[str, Any] = {} if spectral else {"padding": "max_length", "max_length": rows.shape[1], "truncation": True}
