@@ -103,7 +103,7 @@ def test_a_student_learns_from_an_encoded_set(digits: Path, encoding: str) -> No
     assert losses[-1] < losses[0]
     stored = TransferSet.open(digits / f"encoded {encoding}" / "transfer" / "training")
     assert stored.encoding["stored"]["kind"] == {"auto": "dense"}.get(encoding, encoding)
-    assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 4.0
+    assert encoding != "sampled" or stored.encoding["stored"]["temperature"] == 2.0
 
 
 def test_the_columns_of_a_top_k_store_teach_what_the_whole_answer_would(digits: Path) -> None:
