@@ -41,9 +41,14 @@ def connect(on: str) -> Any:
                 ray.init(on, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first, *more = str(error).strip().splitlines()  # of the other side's failure, the last line says what it was
-        raise TransferSetError(
-            f"no Ray cluster at {on}: {' '.join([first, *more[-1:]])}. Start one (`ray start --head`), or say --on ray", code="U465"
-        ) from None
+        # a head that was begun where ~/.ray/auth_token lies waits for it without a word, and a client shows it only when told to
+        token = (
+            ""
+            if "RAY_AUTH_MODE" in os.environ
+            else ". If the cluster has a token (~/.ray/auth_token there and here), set RAY_AUTH_MODE=token"
+        )
+        advice = f"Start one (`ray start --head`), or say --on ray{token}"
+        raise TransferSetError(f"no Ray cluster at {on}: {' '.join([first, *more[-1:]])}. {advice}", code="U465") from None
     return ray
 
 
