@@ -93,7 +93,16 @@ def test_table_and_trained_model_to_measured_artifact(
     assert run(monkeypatch, *said, "--set", "student.options.leaves=7") == 2
     assert "holds another run" in capsys.readouterr().err
 
+    before = (out / "recipe.json").read_text()
+    (out / "recipe.json").write_text(before[:40])
+    assert run(monkeypatch, *said) == 2
+    assert "U050" in (heard := " ".join(capsys.readouterr().err.split())) and "cannot be read" in heard
+    (out / "recipe.json").write_text(before)
+
     frame = pd.read_csv(path).drop(columns="diagnosis").head(20)
+    frame.drop(columns="site").to_csv(tmp_path / "less.csv", index=False)
+    assert run(monkeypatch, "predict", str(artifact), str(tmp_path / "less.csv"), "--out", str(tmp_path / "answers.csv")) == 2
+    assert "U047 there is no column 'site'; there is: mean_area" in " ".join(capsys.readouterr().err.split())
     frame.to_csv(tmp_path / "new.csv", index=False)
     answers = tmp_path / "answers.csv"
     assert run(monkeypatch, "predict", str(artifact), str(tmp_path / "new.csv"), "--out", str(answers)) == 0

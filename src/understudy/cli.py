@@ -183,9 +183,13 @@ def predict(
     batch: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Answer rows with an artifact; writes class and probabilities (or the value) per row."""
+    from understudy.errors import InputError
     from understudy.exporting import predict_template
 
-    answered = predict_template.write_predictions(artifact, rows, out, batch)
+    try:
+        answered = predict_template.write_predictions(artifact, rows, out, batch)
+    except (predict_template.PredictError, OSError) as error:
+        raise InputError(str(error), code="U047") from None
     print(f"{answered:,} rows answered in {out}")
 
 

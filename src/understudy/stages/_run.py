@@ -122,7 +122,7 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
         raise RecipeError(f"{folder} is not empty and is no run of understudy; choose another out", code="U050")
     said = recipe.model_dump(mode="json")
     if kept.exists():
-        before = _as_now(json.loads(kept.read_text(encoding="utf-8")))
+        before = _as_now(_read(kept))
         free = ["seeds"] if _begins_alike(before["seeds"], recipe.seeds) else []
         moved = _moved(before, said, [*free, *free_teacher_options(recipe.teacher), COPIES])
         if moved and not fresh and _made_something(folder):
@@ -138,6 +138,15 @@ def open_run(recipe: Recipe, console: Console, *, fresh: bool) -> Run:
     write_json(kept, said)
     console.print(f"[bold]understudy[/] {version_of('understudy')} · {folder}", highlight=False)
     return Run(recipe, folder, console)
+
+
+def _read(kept: Path) -> dict[str, Any]:
+    """The recipe that a folder's run was begun with."""
+    try:
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        told = f"{kept} says what run this folder holds, and cannot be read ({error})"
+        raise RecipeError(f"{told}. Put it back from a copy, or choose another --out", code="U050") from None
 
 
 def _as_now(before: dict[str, Any]) -> dict[str, Any]:
