@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import run
 
-from understudy import check_teacher, cli
+from understudy import check_teacher
 from understudy.adapters import api
 from understudy.adapters._replies import choose_options, columns_of, read_body, read_label, read_logprobs, shares
 from understudy.data import encoding
@@ -577,16 +578,6 @@ def test_trees_give_rows_without_an_answer_their_label_and_drop_those_without_on
     # row 1 has its label alone; row 2 has nothing and falls to a neighbour
     assert fitted.predict_proba(features[[0, 1, 3]]) == pytest.approx(np.array([[0.75, 0.25], [0.0, 1.0], [0.25, 0.75]]))
     assert fitted.tree_.n_node_samples[0] == 5
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of `understudy ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["understudy", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 RECIPE = """

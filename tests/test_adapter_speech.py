@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run
 
-from understudy import cli
 from understudy.adapters import hugging_face_speech
 from understudy.checks.teachers import check_teacher
 from understudy.errors import TeacherError
@@ -126,15 +125,6 @@ def test_what_cannot_teach_is_refused(tmp_path: Path) -> None:
     faster = wav2vec2(tmp_path / "fast", head="Wav2Vec2ForCTC", conv_stride=(5, 2, 2, 2, 2, 2, 1))
     assert "answers every 10 ms, the students for sound every 20 ms" in refusal(faster)
     assert "the task is regression" in refusal(folder, task=Task("regression"))
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["understudy", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_a_published_model_teaches_from_the_command_line(

@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import run
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import nn
-
-from understudy import cli
 
 NETWORKS = '''
 """Models and functions of a user, some of them bad."""
@@ -117,16 +116,6 @@ TABLE = ["--data", "trees.csv", "--label", "kind", "--set", "measure.latency=fal
 TEACHER = ["--teacher", "forester.joblib", "--trust"]
 GOOD = [*TABLE, *TEACHER, "--student", "tree"]
 MADE = ("teacher", "transfer", "artifact", "seed-0", "scorecard.json")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of `understudy ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["understudy", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def setting(*options: str) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-from understudy import cli
 from understudy.errors import InputError, PreflightError, RecipeError
 from understudy.pipeline import distill
 from understudy.recipe import load, parse, to_toml
@@ -51,10 +51,7 @@ def command(recipe: Path) -> list[str]:
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path) -> str:
-    monkeypatch.setattr(sys, "argv", command(recipe))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert not stop.value.code
+    assert run(monkeypatch, *command(recipe)[1:]) == 0
     return capsys.readouterr().out
 
 

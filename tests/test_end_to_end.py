@@ -15,23 +15,12 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from commands import run
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
-
-from understudy import cli
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of `understudy ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["understudy", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def table(folder: Path, rows: int = 500) -> Path:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import nn
 
-from understudy import cli
 from understudy.errors import InputError, RecipeError
 from understudy.losses.layers import hint
 from understudy.objectives import Objective
@@ -174,10 +174,7 @@ def test_layers_through_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for verb in ("explain", "distill"):
-        monkeypatch.setattr(sys, "argv", ["understudy", verb, "recipe.toml"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert not stop.value.code
+        assert run(monkeypatch, verb, "recipe.toml") == 0
     printed = capsys.readouterr().out
     assert "total = [0.5 to 1, linear] * soft_target(student, teacher, temperature=4)" in printed
     assert "reads: features/stage2" in printed and "connectors hint" in printed

@@ -17,11 +17,11 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from commands import run
 from PIL import Image
 from published import Case, cases
 from rich.console import Console
 
-from understudy import cli
 from understudy.data import pairs, views
 from understudy.data._source import Source
 from understudy.data.keys import content_keys
@@ -102,17 +102,12 @@ options = { photo = { width = 8, depth = 1 }, title = { width = 16, buckets = 25
 TITLE = 'model = "text.bag"\ninputs = ["title"]\noptions = { width = 16, ngrams = 1 }'
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, text: str) -> tuple[int, str]:
+def distill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, text: str) -> tuple[int, str]:
     """The exit status of `understudy distill` and what it says, in this process."""
     file = folder / "recipe.toml"
     file.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["understudy", "distill", str(file)])
     capsys.readouterr()
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
+    status = run(monkeypatch, "distill", file)
     said = capsys.readouterr()
     return status, " ".join((said.out + said.err).split())
 
@@ -282,7 +277,7 @@ def test_in_training_one_input_alone_is_kept_of_some_rows() -> None:
 def test_a_teacher_of_both_teaches_a_student_of_one(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, said = run(monkeypatch, capsys, tmp_path, recipe(shop, tmp_path / "run", teacher=TOGETHER, student=TITLE))
+    status, said = distill(monkeypatch, capsys, tmp_path, recipe(shop, tmp_path / "run", teacher=TOGETHER, student=TITLE))
     assert status == 0, said
     assert "160 of kind pair (title: text single texts, photo: image 12 x 12 x 3)" in said
     artifact = tmp_path / "run" / "artifact"
@@ -320,7 +315,7 @@ options = {{ width = 16, buckets = 128 }}
 """
     branches = "photo = { width = 8, depth = 1 }, title = { width = 16, buckets = 128 }"
     student = f'model = "fusion"\noptions = {{ drop = 0.6, {branches}, width = 16, hidden = 16 }}'
-    status, said = run(monkeypatch, capsys, tmp_path, recipe(shop, tmp_path / "run", teacher=teacher, student=student))
+    status, said = distill(monkeypatch, capsys, tmp_path, recipe(shop, tmp_path / "run", teacher=teacher, student=student))
     assert status == 0, said
     assert "given photo alone: test accuracy of the student" in said
     assert "needs only numpy, onnxruntime, tokenizers and pillow" in said
@@ -356,7 +351,7 @@ def test_pairs_go_with_every_way_to_learn(
     text = "seeds = [0]\n" + recipe(shop, tmp_path / "run", teacher=quick, student=student).replace("epochs = 30", "epochs = 1") + more
     if "live" in more:
         text = text.replace("lr = 5e-2\n[measure]", "lr = 5e-2\naugment = { shift = 1 }\n[measure]")
-    status, said = run(monkeypatch, capsys, tmp_path, text)
+    status, said = distill(monkeypatch, capsys, tmp_path, text)
     assert status == 0, said
     assert "exported" in json.loads((tmp_path / "run" / "scorecard.json").read_text())["models"]
 
@@ -388,7 +383,7 @@ def test_refused_before_anything_is_trained(
                     some.writestr(name, all_.read(name))
         (tmp_path / "rows.csv").write_bytes((shop / "rows.csv").read_bytes())
         text = text.replace(json.dumps(str(shop)), json.dumps(str(tmp_path)))
-    status, said = run(monkeypatch, capsys, tmp_path, text)
+    status, said = distill(monkeypatch, capsys, tmp_path, text)
     assert status == 2, said
     assert code in said
     assert sentence in said
@@ -400,7 +395,7 @@ def test_inputs_of_data_that_has_one_are_refused(
 ) -> None:
     text = recipe(shop, tmp_path / "run", teacher=TOGETHER, student=TITLE)
     text = "\n".join(line for line in text.splitlines() if not line.startswith("inputs = {"))
-    status, said = run(monkeypatch, capsys, tmp_path, text)
+    status, said = distill(monkeypatch, capsys, tmp_path, text)
     assert status == 2
     assert "U515 student.inputs = ['title'], and the data has one input only" in said
 
@@ -518,7 +513,7 @@ options = {{ photo = {{ width = 4, depth = 1 }}, title = {{ width = 8, ngrams = 
 latency = false
 resamples = 100
 """
-    status, said = run(monkeypatch, capsys, tmp_path, text)
+    status, said = distill(monkeypatch, capsys, tmp_path, text)
     assert status == 0, said
     assert "matching of photo with title, vectors of 8" in said
     artifact = tmp_path / "run" / "artifact"
@@ -538,7 +533,7 @@ def test_a_matching_is_of_two_inputs(
     data = f'[data]\nroot = {json.dumps(str(bars))}\ntrain = "rows.csv"\n'
     start = f'out = {json.dumps(str(tmp_path / "run"))}\ntask = "matching"\n'
     inputs = 'inputs = { photo = { train = "photos.zip", by = "id" }, title = "title" }\n'
-    status, said = run(monkeypatch, capsys, tmp_path, f'{start}{data}[teacher.train]\nmodel = "dual"\n')
+    status, said = distill(monkeypatch, capsys, tmp_path, f'{start}{data}[teacher.train]\nmodel = "dual"\n')
     assert (status, "U520 task = 'matching' is of two inputs, and data.inputs has none" in said) == (2, True)
-    status, said = run(monkeypatch, capsys, tmp_path, f'{start}{data}{inputs}[teacher]\nsource = "my.module:function"\n')
+    status, said = distill(monkeypatch, capsys, tmp_path, f'{start}{data}{inputs}[teacher]\nsource = "my.module:function"\n')
     assert (status, "U521 task = 'matching': a teacher of a matching is trained here" in said) == (2, True)

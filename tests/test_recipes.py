@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,25 +19,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import texts as made_up
+from commands import run
 from PIL import Image
 
-from understudy import cli, recipe
+from understudy import recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 ARTIFACT = {
     "README.md", "checksums.json", "labels.json", "model.onnx", "predict.py", "preprocessing.json", "scorecard.json", "signature.json",
 }  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of `understudy ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["understudy", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 # --- rows of the same shape -----------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import run
 from published import cases
 
-from understudy import cli
 from understudy.data import joining, labelling
 from understudy.data._source import Source
 from understudy.ensembles import Ensemble
@@ -208,15 +208,6 @@ def test_predict_says_the_words() -> None:
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["understudy", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 REAL_TIME = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "real_time.py"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import run
 from scipy.signal import resample_poly
 
-from understudy import cli
 from understudy.exporting import predict_template
 from understudy.students import speech
 from understudy.students._sound import LogMel, fit_log_mel, mel_filters
 
 RATE = 8000
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["understudy", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 # --- features -------------------------------------------------------------------------------------------------------

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-
-from understudy import cli
+from commands import run
 
 RATE = 8000
 WORDS = ("one", "two", "three")
@@ -52,12 +50,7 @@ def check(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
         "data.label=text", "teacher.train.model=speech.convnet", "student.model=speech.convnet", *more,
     ]  # fmt: skip
     words = [word for each in said for word in ("--set", each)]
-    monkeypatch.setattr(sys, "argv", ["understudy", "check", "--data", str(folder / "clips"), *words])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return run(monkeypatch, "check", "--data", folder / "clips", *words)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run
 
-from understudy import cli
 from understudy.adapters import hugging_face_speech
 from understudy.adapters._writing import Vocabulary, laid_out
 from understudy.checks.teachers import check_teacher
@@ -126,15 +125,6 @@ def test_a_whisper_answers_what_it_writes(whisper: Path) -> None:
         teacher.signals(np.ones((1, 24000), dtype=np.int16))
     with pytest.raises(TeacherError, match=r"no 'beams' for hf:.*; there is: batch_size, language, words"):
         hugging_face_speech.load(f"hf:{whisper}", task=TASK, rate=RATE, options={"beams": 2})
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["understudy", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def recipe(folder: Path, name: str, source: str, more: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import texts as made_up
+from commands import run
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from test_text_runs import BAG, TOPICS, TRAIN, card, distill, pipeline
-
-from understudy import cli
 
 Heard = pytest.CaptureFixture[str]
 
@@ -119,9 +117,7 @@ def test_texts_that_were_saved_wrong_are_named_and_the_run_goes_on(tmp_path: Pat
         (tmp_path / "recipe.toml").read_text(encoding="utf-8").replace('model = "mlp"', 'model = "text.bag"'), encoding="utf-8"
     )
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["understudy", "check", str(tmp_path / "recipe.toml")])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
+    assert run(monkeypatch, "check", tmp_path / "recipe.toml") == 0
     heard = " ".join("".join(capsys.readouterr()).split())
     assert "U401 1 texts of rows.csv look as if they were read in a wrong encoding" in heard and "rows.csv line 4" in heard
     assert "U402 1 of 120 rows of rows.csv have no text (rows.csv line 7) and are left out" in heard

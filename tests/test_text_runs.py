@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import texts as made_up
 import torch
+from commands import run
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from understudy import cli
 from understudy.adapters import _heads, hugging_face, sentences
 from understudy.checks.teachers import check_teacher
 from understudy.data.rows import Rows
@@ -40,12 +40,7 @@ def distill(monkeypatch: pytest.MonkeyPatch, folder: Path, said: dict[str, Any])
     for section, options in {**QUICK, **said}.items():
         lines += [f"[{section}]", *(f"{name} = {value(each)}" for name, each in options.items())]
     (folder / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["understudy", "distill", str(folder / "recipe.toml")])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return run(monkeypatch, "distill", folder / "recipe.toml")
 
 
 def value(each: Any) -> str:
@@ -115,9 +110,7 @@ def test_the_page_on_texts_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     (tmp_path / "news.toml").write_text(recipe, encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["understudy", "distill", "news.toml", "--set", "measure.latency=false"])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
+    assert run(monkeypatch, "distill", "news.toml", "--set", "measure.latency=false") == 0
     assert json.loads(Path("runs/news/scorecard.json").read_text())["models"]["exported"]["quality"]["accuracy"]["mean"] > 0.9
     (command,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     done = subprocess.run([sys.executable, *command.split()[1:]], capture_output=True, text=True, check=False)

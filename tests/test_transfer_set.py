@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import run
 from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.naive_bayes import GaussianNB
 
-from understudy import cli, pipeline
+from understudy import pipeline
 from understudy.errors import TransferSetError, UnderstudyError
 from understudy.recipe import parse
 from understudy.store.transfer_set import TransferSet
@@ -189,15 +190,6 @@ def table(folder: Path, name: str, source: str = "teacher.joblib") -> dict[str, 
         "train": {"epochs": 3, "batch_size": 32},
         "measure": {"latency": False},
     }
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["understudy", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_verify_asks_again_and_reports_the_worst(forest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

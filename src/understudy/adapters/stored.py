@@ -48,17 +48,13 @@ class StoredTeacher:
 
     def signals(self, inputs: Any) -> Signals:
         keys, signal = content_keys(inputs, self._kind), self.task.signal
-        frames = self.task.kind == "recognition"
-        answers, missing = torch.zeros(len(keys), *((0,) * frames), self.task.outputs), np.ones(len(keys), dtype=bool)
+        none = np.zeros(0, dtype=np.int64)
+        shape = next(iter(self.sets.values())).gather(signal, none, none).shape[1:]  # a recognition has frames
+        answers, missing = torch.zeros(len(keys), *shape), np.ones(len(keys), dtype=bool)
         for taught in self.sets.values():
             found = find_keys(taught.keys, keys)
             here = np.flatnonzero((found >= 0) & missing)
-            if not len(here):
-                continue
-            said = taught.gather(signal, found[here], np.zeros(len(here), dtype=np.int64))
-            if frames and not answers.numel():
-                answers = torch.zeros(len(keys), *said.shape[1:])
-            answers[torch.from_numpy(here)] = said
+            answers[torch.from_numpy(here)] = taught.gather(signal, found[here], np.zeros(len(here), dtype=np.int64))
             missing[here] = False
         if missing.any():
             raise TransferSetError(
