@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
@@ -118,49 +118,28 @@ def teach(
         "dtype": dtype,
         "views": views,
         "view_spec": view_spec,
+        "encoding": encoding,
+        "mirror": None if mirror is None else Mirror(mirror),
     }
-    spec["encoding"] = encoding
-    spec["mirror"] = None if mirror is None else Mirror(mirror)
-    bad: list[int] = []
     allowed = max_missing(teacher)
     with TransferWriter(Path(to), **spec) as writer:
         asked = _missing(rows.keys, writer.keys)
         shard_rows = max(1, min(shard_rows, SHARD_BYTES // (views * 4 * _numbers(teacher, rows, task, asked))))
         chunks = [asked[start : start + shard_rows] for start in range(0, len(asked), shard_rows)]
-
-        def settle(said: Signals, keys: Integers) -> None:
-            _settle(writer, said, keys, dtype, most_lost, temperature, views=views)
-
-        def store(chunk: Integers, parts: Parts | Kept) -> None:
-            keys = rows.keys[chunk]
-            if isinstance(parts, Kept):
-                bad.extend(chunk[parts.wrong].tolist())
-                if not parts.wrong.any():
-                    writer.keep(keys, np.full(len(chunk), -1, dtype=np.int8), parts.encoded)
-                return
-            said = joined(parts)
-            fold = np.full(len(chunk), -1, dtype=np.int8)
-            if folds is not None:
-                said, fold = _replace(said, keys, folds)
-            wrong = not_finite(said, writer.dtype, unanswered=allowed > 0)
-            bad.extend(chunk[wrong].tolist())
-            if not wrong.any():
-                settle(said, keys)
-                writer.write(keys, fold, said)
-
+        shards = _Shards(writer, rows, folds, views, dtype, most_lost, temperature, unanswered=allowed > 0)
         questions = Questions(teacher, task, batch_size, views, augment)
         if pool is not None and chunks and folds is None:
-            questions = _encoding_there(questions, writer, settle, rows, chunks[0])
+            questions = _encoding_there(questions, shards, rows, chunks[0])
         now = pool is None and mirror is None and questions.crowded(rows.inputs)
         with _progress(len(asked), progress, teacher.name) as advance, _Behind(now) as behind:
             given = (rows.inputs, rows.keys, chunks, advance)
             asking = answers(questions, *given) if pool is None or not chunks else answers_of_pool(pool, questions, *given)
             with closing(asking) as answered:
                 for chunk, parts in zip(chunks, answered, strict=True):
-                    behind.do(store, chunk, parts)
-        if bad:
+                    behind.do(shards.store, chunk, parts)
+        if shards.bad:
             raise TeacherError(
-                f"{len(bad):,} of {len(asked):,} teacher rows are NaN or infinite as {dtype} (first: {rows.name(min(bad))}). "
+                f"{len(shards.bad):,} of {len(asked):,} teacher rows are NaN or infinite as {dtype} (first: {rows.name(min(shards.bad))}). "
                 "Find out why before teaching: a student would learn it",
                 code="U006",
             )
@@ -171,47 +150,78 @@ def teach(
     return taught
 
 
-def _encoding_there(
-    questions: Questions, writer: TransferWriter, settle: Callable[[Signals, Integers], None], rows: Rows, chunk: Integers
-) -> Questions:
+@final
+@dataclass
+class _Shards:
+    """What is said of each chunk of rows, stored as a shard; `bad` are the positions of rows that cannot be, whose shard is left out.
+
+    How answers are encoded, and what that loses, is settled on the first rows that are to be stored. They are the same whenever the same
+    command begins anew, and a set that was measured says so: nothing is asked for it.
+    """
+
+    writer: TransferWriter
+    rows: Rows
+    folds: OutOfFold | None
+    views: int
+    dtype: StoredType
+    most_lost: float
+    temperature: float
+    unanswered: bool
+    bad: list[int] = field(default_factory=list)
+
+    def store(self, chunk: Integers, parts: Parts | Kept) -> None:
+        """Write what was said of the rows at these positions."""
+        keys, fold = self.rows.keys[chunk], np.full(len(chunk), -1, dtype=np.int8)
+        if isinstance(parts, Kept):
+            self.bad.extend(chunk[parts.wrong].tolist())
+            if not parts.wrong.any():
+                self.writer.keep(keys, fold, parts.encoded)
+            return
+        said = joined(parts)
+        if self.folds is not None:
+            said, fold = _replace(said, keys, self.folds)
+        wrong = not_finite(said, self.writer.dtype, unanswered=self.unanswered)
+        self.bad.extend(chunk[wrong].tolist())
+        if not wrong.any():
+            self.settle(said, keys)
+            self.writer.write(keys, fold, said)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is decided how answers are stored, and known what that loses."""
+        writer = self.writer
+        full = writer.encoding is not None and (writer.encoding.spec == Dense("float32").spec or not writer.task.single_label)
+        return writer.measured is not None or full
+
+    def settle(self, said: Signals, keys: Integers) -> None:
+        """Decide the encoding where that is left open, and measure what it loses."""
+        writer, task = self.writer, self.writer.task
+        if self.settled:
+            return
+        if not task.single_label:
+            writer.settle(Dense(self.dtype), {})
+            return
+        answers, known = said[task.signal][:MEASURED_ROWS], keys[:MEASURED_ROWS]
+        answers = answers[:, 0] if self.views > 1 else answers
+        encoding = writer.encoding or choose(answers, known, temperature=self.temperature, most=self.most_lost)
+        loss = lost(encoding, answers, known, temperature=self.temperature)
+        figures = {name: float(f"{value:.3g}") for name, value in loss.items()}
+        writer.settle(encoding, figures | {"rows": len(known), "bytes_per_row": encoding.bytes_per_row(task.outputs)})
+
+
+def _encoding_there(questions: Questions, shards: _Shards, rows: Rows, chunk: Integers) -> Questions:
     """Let the workers encode what they say: an answer in full is many times what is stored of it.
 
     How is settled on the first rows, which this process asks in the batches that a worker will.
     """
-    if not _is_settled(writer):
+    if not shards.settled:
         first = chunk[: math.ceil(MEASURED_ROWS / questions.batch_size) * questions.batch_size]
         with closing(answers(questions, rows.inputs, rows.keys, [first])) as answered:
             said = joined(next(answered))
-        if not_finite(said, writer.dtype, unanswered=False).any():
+        if not_finite(said, shards.writer.dtype, unanswered=False).any():
             return questions
-        settle(said, rows.keys[first])
-    return replace(questions, encoder=writer.encoder)
-
-
-def _is_settled(writer: TransferWriter) -> bool:
-    """Whether it is decided how answers are stored, and known what that loses."""
-    full = writer.encoding is not None and (writer.encoding.spec == Dense("float32").spec or not writer.task.single_label)
-    return writer.measured is not None or full
-
-
-def _settle(
-    writer: TransferWriter, said: Signals, keys: Integers, dtype: StoredType, most: float, temperature: float, *, views: int
-) -> None:
-    """Decide the encoding where that is left open, and measure what it loses, on the first rows that are to be stored.
-
-    They are the same whenever the same command begins anew, and a set that was measured says so: nothing is asked for it.
-    """
-    task = writer.task
-    if _is_settled(writer):
-        return
-    if not task.single_label:
-        writer.settle(Dense(dtype), {})
-        return
-    answers, known = said[task.signal][:MEASURED_ROWS], keys[:MEASURED_ROWS]
-    answers = answers[:, 0] if views > 1 else answers
-    encoding = writer.encoding or choose(answers, known, temperature=temperature, most=most)
-    figures = {name: float(f"{value:.3g}") for name, value in lost(encoding, answers, known, temperature=temperature).items()}
-    writer.settle(encoding, figures | {"rows": len(known), "bytes_per_row": encoding.bytes_per_row(task.outputs)})
+        shards.settle(said, rows.keys[first])
+    return replace(questions, encoder=shards.writer.encoder)
 
 
 def _numbers(teacher: Teacher, rows: Rows, task: Task, asked: Integers) -> int:
