@@ -175,3 +175,17 @@ def test_a_cluster_elsewhere_teaches_and_trains(head: str, tmp_path: Path) -> No
         curves = [[line["loss"] for line in lines(tmp_path / run / "seed-0" / name) if "loss" in line] for run in ("one", "two")]
         torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=1e-5)
     assert (tmp_path / "two" / "ray" / "training").exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_with_what_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    told = [sys.executable, "-m", "understudy", "teach", str(tmp_path / "recipe.toml"), "--set", f"out={tmp_path / 'run'}"]
+    quick = {"RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "1", "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "1"}
+    place = {name: value for name, value in PLACES.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        [*told, "--on", "ray://127.0.0.1:9"], env=ALONE | place | quick, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = " ".join(done.stderr.split())
+    assert "U465 no Ray cluster at ray://127.0.0.1:9" in said and "set RAY_AUTH_MODE=token" in said
+    assert "Traceback" not in said
