@@ -1,6 +1,6 @@
 """A student's epoch from the cache beside a live teacher: ours, torchdistill, keras.distillation, and the plain tutorial loop.
 
-    python benchmarks/peers.py DATA/fashion_mnist/train.npz [--peers FOLDER] [--rows 6000] [--epochs 3] [--rounds 3]
+    python benchmarks/peers.py DATA/fashion_mnist/train.npz [--peers FOLDER] [--rows 6000] [--epochs 3] [--rounds 3] [--teacher-epochs 2]
 
 FOLDER holds torchdistill 1.1.5 (`pip install --target FOLDER torchdistill==1.1.5 --no-deps`, and pyyaml, cython, scipy likewise); without
 it, or without Keras, that peer is left out and said to be. All train the same modules from the same weights on the same rows at the same

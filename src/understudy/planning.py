@@ -217,7 +217,7 @@ def _epoch(folder: Path) -> tuple[float, float]:
 def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
     """Rows, views, bytes, memory and seconds of the whole run."""
     recipe, rows = run.recipe, int(np.count_nonzero(run.rows.split == "train"))
-    seeds = len(recipe.seeds)
+    seeds, further = len(recipe.seeds), _further(run)
 
     warm = warmed(found)
     # one tree of many leaves was seen to grow with rows times their logarithm, a forest with its rows
@@ -238,12 +238,11 @@ def foretold(run: Run, found: list[Probed]) -> dict[str, Any]:
         return (epochs * epoch + at_whole([each.fixed[part] for each in warm], part=part)) * times + once(part)
 
     held_out = grown([each.held_out for each in warm], [each.held_out_bytes for each in warm], len(run.rows) - rows)
-    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in warm]) + held_out, "memory": _memory(run, warm, rows)}
+    parts: dict[str, float] = {"bytes": at_whole([each.bytes for each in warm]) + held_out, "memory": _memory(run, warm, rows, further)}
     if recipe.teacher.train is not None:
         parts["teacher"] = training("teacher", recipe.teacher.train.epochs * recipe.teacher.train.stop, 1)
     parts["teaching"] = at_whole([each.seconds["teaching"] for each in warm]) + once("teaching")
     train = run.rows.part("train")
-    further = _further(run)
     alone = 0 if train.labels is None else int(run.task.labelled(train.labels).sum())
     # the control takes as many steps as the student, in more epochs of its fewer rows
     as_many = with_steps_of(recipe.train, alone, rows + further) if alone else recipe.train
@@ -287,13 +286,13 @@ def _further(run: Run) -> int:
     return 0 if more is None else len(more)
 
 
-def _memory(run: Run, found: Sequence[Probed], rows: int) -> float:
+def _memory(run: Run, found: Sequence[Probed], rows: int, further: int) -> float:
     """The most that this process held until now, and what the rows that the probe left out will add."""
     assert run.loaded is not None
     train = run.lesson.rows.part("train")
     some = encode(train.take(slice(0, 8)).inputs, train.kind, run.lesson.encoding)
     # the encoded row of the student and that of the control, answers once as they are stored and once as they are read
-    each: float = (1 + _further(run) / rows) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
+    each: float = (1 + further / rows) * (2 * some[:1].nbytes + 2 * 4 * run.task.outputs)
     own = run.recipe.teacher.train
     if (own is not None and own.model in ESTIMATORS) or is_estimator(run.recipe.student.model):
         each = max(each, steepest(found) * (found[-1].rows / rows) ** FOREST_SLOWS)

@@ -41,7 +41,11 @@ class Recipe(Section):
         "auto", description="found from the labels; matching: two inputs of a row find each other among those of other rows"
     )
     width: int = Field(128, ge=1, description="matching: numbers in a vector, the same for teacher and student")
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[int] = Field(
+        default_factory=lambda: [0],
+        min_length=1,
+        description="one student and one control each; those added later go on in the same folder",
+    )
     control: bool = True
     data: DataSection
     split: SplitSection = Field(default_factory=SplitSection)

@@ -126,11 +126,13 @@ def _scored(run: Run, rows: Rows) -> tuple[np.ndarray[Any, Any], Rows]:
 def _other_pixels(run: Run, validation: Rows, score: float) -> list[Problem]:
     """What a teacher of images that scores too little would score, had it been given pixels on another usual scale."""
     said, task = run.recipe.teacher, run.task
-    if validation.kind != "image" or said.source is None or not task.single_label:
+    if validation.kind != "image" or said.source is None or said.is_remote or not task.single_label:
         return []
     some = validation.take(slice(0, SOME))
     scores: dict[int, float] = {}
     for number, (mean, std) in enumerate(PIXELS):
+        if (mean, std) == (said.mean, said.std):
+            continue
         try:
             other = load_teacher(said.model_copy(update={"mean": mean, "std": std}), task, run.rows)
             other = Matched(other, run.teacher.order, task=task) if isinstance(run.teacher, Matched) else other
