@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from understudy import recipe, wiring
 from understudy.data.rows import Rows
 from understudy.make.lessons import build_label_objective, build_objective, stored_answers, training_set
-from understudy.make.rows import build_views, encode, load_rows
+from understudy.make.rows import encode, load_rows
 from understudy.make.students import build_student
+from understudy.make.views import build_views
 from understudy.measuring import scorecard
 from understudy.objectives import Objective
 from understudy.signals import Signals

@@ -12,7 +12,8 @@ import torch
 from understudy.data import splitting
 from understudy.errors import DataError
 from understudy.make.lessons import live_answers, training_set, with_steps_of
-from understudy.make.rows import build_views, load_rows
+from understudy.make.rows import load_rows
+from understudy.make.views import build_views
 from understudy.recipe import parse
 from understudy.teachers import FakeTeacher
 

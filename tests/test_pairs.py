@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,12 @@ from understudy.data.keys import content_keys
 from understudy.data.pairs import PairEncoding, Partner
 from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, RecipeError
-from understudy.make.rows import Loaded, views_seen
+from understudy.make.rows import Loaded
+from understudy.make.views import build_views, views_seen
 from understudy.measuring import soft_labels
 from understudy.measuring.scorecard import fidelity, quality
 from understudy.objectives import Objective
+from understudy.sections import OptimizerSection
 from understudy.signals import Batch
 from understudy.students.fusion import Fusion, fusion_head
 from understudy.tasks import Task
@@ -221,7 +224,7 @@ def test_bytes_hold_every_input_as_it_is() -> None:
 def test_a_student_sees_the_views_that_the_teacher_saw() -> None:
     rows = paired()
     keys = content_keys(rows, "pair")
-    made = views.Views("image", shift=1, flip=True, of=("photo",))
+    made = views.PairedViews({"photo": views.Views("image", shift=1, flip=True)})
     view = np.arange(6) % 3
     theirs = made(rows, keys, view)
     assert (theirs["number"] == rows["number"]).all()
@@ -238,6 +241,67 @@ def test_a_student_sees_the_views_that_the_teacher_saw() -> None:
     assert one is not None
     assert (one(torch.from_numpy(rows["photo"]), keys, view).numpy() == theirs["photo"]).all()
     assert views_seen(made, loaded.seen_by(["number"])) is None
+
+
+def heard(count: int = 6) -> Rows:
+    """Rows of a photo, a clip and a title."""
+    clip = np.random.default_rng(1).integers(-9000, 9000, (count, 400)).astype(np.int16)
+    titles = np.array([f"number {at}" for at in range(count)], dtype=object)
+    rows = Paired({"photo": "image", "clip": "audio", "title": "text"}, {"photo": paired(count)["photo"], "clip": clip, "title": titles})
+    return Rows("pair", rows, content_keys(rows, "pair"))
+
+
+def test_each_input_changes_in_its_own_way() -> None:
+    rows, view = heard(), np.arange(6)
+    said = OptimizerSection(augment={"flip": True, "shift": 1, "clip": {"shift": 9, "speed": 0.2}})
+    made = build_views(said, rows, None, counted=True)
+    assert made is not None
+    assert not made.finite
+    assert made.spec == {
+        "clip": {"shift": 9, "speed": 0.2, "how": "seeded"},
+        "photo": {"flip": True, "shift": 1, "how": "seeded"},
+    }
+    changed = made(rows.inputs, rows.keys, view)
+    assert (changed["title"] == rows.inputs["title"]).all()
+    clips = views.Views("audio", shift=9, speed=0.2)(rows.inputs["clip"], rows.keys, view)
+    assert (changed["clip"] == clips).all()
+    assert (changed["clip"][0] == rows.inputs["clip"][0]).all()
+    assert (changed["clip"][1:] != rows.inputs["clip"][1:]).any(axis=1).all()
+    assert (changed["photo"] == views.Views("image", shift=1, flip=True)(rows.inputs["photo"], rows.keys, view)).all()
+    plain = build_views(OptimizerSection(augment={"speed": 0.2}), rows, None)
+    assert plain is not None
+    assert list(plain.spec) == ["clip"]  # the one kind that can be faster
+
+
+def test_pictures_alone_are_counted_through() -> None:
+    rows, said = heard(), OptimizerSection(augment={"photo": {"flip": True, "shift": 1}})
+    made = build_views(said, rows, None, counted=True)
+    assert made is not None
+    assert made.count == 18
+    seen = {made(rows.inputs, rows.keys, view)["photo"][0].tobytes() for view in range(18)}
+    assert len(seen) == 18
+
+
+WRONG_VIEWS = {
+    "shift = 4": "U519 augment.shift could change 'photo' (image) and 'clip' (audio); say whose it is: augment.photo = { shift = ... }",
+    "mixup = 0.2": "U519 augment.mixup: it is for rows of one input",
+    "crop = 0.5\ntitle = { noise = 0.1 }": "U519 augment.title: inputs of kind 'text' have no views beside others",
+    "photo = true": "U519 augment.photo is an input and takes options, such as augment.photo = { noise = 0.1 }",
+    "phot = { flip = true }": "U002 augment.phot: neither an option nor an input of these rows; did you mean 'photo'?",
+    "clip = { flip = true }": "U320 augment.flip is for images, the rows are of kind 'audio'",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_VIEWS)
+def test_views_that_no_input_has_are_refused(text: str) -> None:
+    with pytest.raises((RecipeError, DataError)) as found:
+        build_views(OptimizerSection(augment=tomllib.loads(text)), heard(), None)
+    assert WRONG_VIEWS[text] in str(found.value)
+
+
+def test_an_option_that_changes_nothing_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"U519 augment.flip: it changes none of the inputs clip, title"):
+        build_views(OptimizerSection(augment={"flip": True}), heard().only(["clip", "title"]), None)
 
 
 # --- the network ----------------------------------------------------------------------------------------------------
@@ -361,7 +425,7 @@ REFUSED = {
     "U510": ("", TITLE, "1 rows have no input 'photo' in photos.zip", "0003"),
     "U514": ("", TITLE.replace('"title"]', '"titel"]'), "student.inputs: no input 'titel'; did you mean 'title'?", ""),
     "U516": ("", 'model = "convnet"\ninputs = ["photo", "title"]', "'convnet' reads one input of these rows", ""),
-    "U519": ("", TITLE + "\n[train.augment]\nnoise = 0.1", "augment.noise: it is not for rows of several inputs", ""),
+    "U519": ("", TITLE + "\n[train.augment]\nmixup = 0.1", "augment.mixup: it is for rows of one input", ""),
 }
 
 
@@ -372,8 +436,8 @@ def test_refused_before_anything_is_trained(
     data, student, sentence, gone = REFUSED[code]
     text = recipe(shop, tmp_path / "run", teacher=TOGETHER, student=student, data=data)
     if "[train.augment]" in text:  # a table may be said once
-        text = text.replace("[train.augment]\nnoise = 0.1\n", "").replace(
-            "lr = 5e-2\n[measure]", "lr = 5e-2\naugment = {noise = 0.1}\n[measure]"
+        text = text.replace("[train.augment]\nmixup = 0.1\n", "").replace(
+            "lr = 5e-2\n[measure]", "lr = 5e-2\naugment = {mixup = 0.1}\n[measure]"
         )
         text = text.replace("[measure]", "[teaching]\nviews = 2\n[measure]")
     if gone:

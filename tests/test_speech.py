@@ -152,6 +152,15 @@ def test_from_a_folder_of_clips_to_an_artifact(tmp_path: Path, monkeypatch: pyte
     assert right / 48 > 0.8
 
 
+def test_views_of_sound_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tones(tmp_path / "clips", count=8)
+    said = ["--data", tmp_path / "clips", "--out", tmp_path / "run", "--student", "speech.convnet", "--set", f"data.rate={RATE}"]
+    said += ["--set", "teacher.train.model=speech.convnet", "--set", "teacher.train.epochs=1", "--set", "teacher.accept_score=true"]
+    said += ["--set", "train.augment={shift=200}", "--set", "teaching.views=all"]
+    assert run(monkeypatch, "distill", *said) == 2
+    assert "U320 teaching.views = 'all' counts through every view; what can be counted are shifts" in capsys.readouterr().err
+
+
 def test_a_network_for_sound_refuses_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "\n".join(f"{number},{number % 2}" for number in range(40))
     (tmp_path / "x.csv").write_text(f"a,y\n{rows}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from understudy.data.rows import Rows
 from understudy.data.views import Partners, Views, cropped, mixture_of, windows
 from understudy.errors import DataError, RecipeError
 from understudy.make.lessons import live_answers, stored_answers, training_set
-from understudy.make.rows import Loaded, build_views
+from understudy.make.rows import Loaded
+from understudy.make.views import build_views
 from understudy.objectives import Objective
 from understudy.sections import OptimizerSection
 from understudy.signals import Batch
@@ -167,6 +169,22 @@ def test_what_torchvision_views_refuse() -> None:
         Views("array", policies=(torchvision_views.randaugment(9),))
     with pytest.raises(RecipeError, match=r"U002 augment.operations belongs to randaugment"):
         build_views(OptimizerSection(augment={"operations": 2}), ROWS, None)
+
+
+WRONG = {
+    "crop = 1.5": "augment.crop = 1.5: it has to be a number above 0, at most 1",
+    "noise = 'some'": "augment.noise = 'some': it has to be a number above 0",
+    "mixup = true": "augment.mixup = True: it has to be a number above 0",
+    "shift = 2.5": "augment.shift = 2.5: it has to be a whole number of pixels or samples",
+    "flip = 'yes'": "augment.flip = 'yes': it has to be true or false",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_options_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError) as found:
+        build_views(OptimizerSection(augment=tomllib.loads(text)), ROWS, None)
+    assert f"U502 {WRONG[text]}" in str(found.value)
 
 
 def test_a_manifest_says_what_was_drawn() -> None:

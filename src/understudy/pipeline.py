@@ -24,9 +24,10 @@ from understudy.data.rows import Rows
 from understudy.errors import InputError, Problem, RecipeError, TransferSetError, raise_errors
 from understudy.exporting import artifact
 from understudy.make.lessons import build_label_objective, build_objective
-from understudy.make.rows import build_views, encode, load_rows, synthetic_rows
+from understudy.make.rows import encode, load_rows, synthetic_rows
 from understudy.make.students import build_student, is_custom, is_estimator
 from understudy.make.teachers import build_pool, train_on
+from understudy.make.views import build_views
 from understudy.measuring import scorecard as cards
 from understudy.measuring import soft_labels
 from understudy.planning import foretold, keep, probe, refused

@@ -135,7 +135,7 @@ class OptimizerSection(Section):
         default_factory=dict,
         description="views. Images: shift = 4 (pixels), flip = true, crop = 0.5 (least share of the area), colour = 0.3; "
         "randaugment = 9, operations = 2, transform = module:factory; sound: shift = 800 (samples), speed = 0.1, gain = 6 (decibels); "
-        "arrays and images: mixup = 0.2; all rows: noise = 0.1",
+        "arrays and images: mixup = 0.2; all rows: noise = 0.1. Of several inputs each may have its own: photo = { flip = true }",
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -94,7 +95,9 @@ def _check_objective(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_views(recipe: Recipe) -> Iterator[Problem]:
-    said, augments = recipe.teaching.views, {name for name, value in recipe.train.augment.items() if value}
+    said, asked = recipe.teaching.views, recipe.train.augment.items()
+    inside = itertools.chain.from_iterable(value.items() if isinstance(value, dict) else [(name, value)] for name, value in asked)
+    augments = {name for name, value in inside if value}  # a table is of an input's own
     if augments and said == 1:
         told = "train.augment changes the rows in every epoch, but the teacher answers only the plain ones (teaching.views = 1)"
         yield Problem("U205", f"{told}: its answers would belong to other rows; set teaching.views = 8, or remove train.augment")

@@ -9,7 +9,7 @@ state), a field of Views, and a line in `Views.__call__`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -33,12 +33,13 @@ _WIDEST = 4 / 3
 
 
 _NAMES = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain")
-_OF_KIND: dict[Kind, tuple[str, ...]] = {
+OPTIONS: dict[Kind, tuple[str, ...]] = {
     "table": ("noise",),
     "array": ("noise", "mixup"),
-    "image": ("shift", "flip", "crop", "colour", "noise", "mixup"),
+    "image": ("shift", "flip", "crop", "colour", "noise", "mixup", "randaugment", "operations", "transform"),
     "audio": ("shift", "speed", "gain", "noise"),
 }
+"""What can change rows of each kind."""
 _FOR = {
     **dict.fromkeys(("flip", "crop", "colour"), "images"),
     "shift": "images and sound",
@@ -86,8 +87,7 @@ class Views:
     distribution of Zhang et al. 2018 (arXiv:1710.09412), the row always being the larger part; see `mixture_of` for labels.
     Of sound, `shift` is in samples, `speed` the largest change of tempo and pitch, `gain` of loudness in decibels, `noise` in
     units of the clip's own level. `policies` follow crop, shift and mirror image, each with the random state of the row.
-    `columns` are the number columns of a table: name, position in its encoding, standard deviation. `of` names the inputs that
-    change where rows have several (`Paired`): all of them alike.
+    `columns` are the number columns of a table: name, position in its encoding, standard deviation.
     """
 
     kind: Kind
@@ -103,15 +103,14 @@ class Views:
     columns: tuple[tuple[str, int, float], ...] = ()
     partners: Partners | None = None
     policies: tuple[Policy, ...] = ()
-    of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         asked = [name for name in _NAMES if getattr(self, name) != type(self).__dict__[name]]
-        wrong = [name for name in asked if name not in _OF_KIND[self.kind]]
+        wrong = [name for name in asked if name not in OPTIONS[self.kind]]
         wrong += [policy.name for policy in self.policies if self.kind != "image"]
         if wrong:
             told = f"augment.{wrong[0]} is for {_FOR.get(wrong[0], 'images')}, the rows are of kind {self.kind!r}"
-            raise DataError(f"{told}; use {' or '.join(f'augment.{name}' for name in _OF_KIND[self.kind])}", code="U320")
+            raise DataError(f"{told}; use {' or '.join(f'augment.{name}' for name in OPTIONS[self.kind])}", code="U320")
         if self.mixup and self.partners is None:
             raise DataError("augment.mixup needs the rows to mix with", code="U320")
 
@@ -141,11 +140,6 @@ class Views:
 
     def __call__(self, inputs: Any, keys: Array, view: int | Array) -> Any:
         """The view of each row, as the kind of thing that was given (DataFrame, array or tensor)."""
-        if isinstance(inputs, Paired):
-            plain = replace(self, of=())
-            return replace(
-                inputs, parts={**inputs.parts, **{name: plain(inputs[name], keys, view) for name in self.of if name in inputs.parts}}
-            )
         if isinstance(inputs, torch.Tensor):
             return torch.from_numpy(self(inputs.numpy(), keys, view))
         views = np.broadcast_to(np.asarray(view, dtype=np.int64), (len(inputs),))
@@ -170,6 +164,36 @@ class Views:
         if self.colour:
             given = coloured(given, state, views > 0, self.colour)
         return noisy(given, state, views > 0, self.noise) if self.noise else given
+
+
+@final
+@dataclass(frozen=True)
+class PairedViews:
+    """Views of rows with several inputs (`Paired`): each input named here by its own, under the row's key; the others stay as they are."""
+
+    of: Mapping[str, Views]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all views can be counted: one set of shifts and mirror images, the same for every input that changes."""
+        first, *others = self.of.values()
+        return first.finite and all(each == first for each in others)
+
+    @property
+    def count(self) -> int:
+        """How many different views there are, the plain row included."""
+        return next(iter(self.of.values())).count if self.finite else WITHOUT_END
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What a manifest says of these views, input by input."""
+        return {name: made.spec for name, made in self.of.items()}
+
+    def __call__(self, inputs: Paired, keys: Array, view: int | Array) -> Paired:
+        """The view of each row."""
+        return replace(
+            inputs, parts={name: self.of[name](part, keys, view) if name in self.of else part for name, part in inputs.parts.items()}
+        )
 
 
 def mixture_of(views: Views, keys: Array, view: Array) -> tuple[Array, Array] | None:

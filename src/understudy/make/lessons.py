@@ -18,6 +18,7 @@ from understudy.ensembles import Ensemble
 from understudy.errors import RecipeError
 from understudy.features import asked_layers
 from understudy.make.rows import Loaded, encode
+from understudy.make.views import AnyViews
 from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.objectives import Objective
 from understudy.recipe import Recipe
@@ -155,7 +156,7 @@ def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Seq
     return ask
 
 
-def live_answers(teacher: Teacher, rows: Rows, made: views.Views | None) -> Ask:
+def live_answers(teacher: Teacher, rows: Rows, made: AnyViews | None) -> Ask:
     """The teacher's answers to a batch in its views, asked in the loop; a table's views are made from its raw rows."""
 
     def ask(positions: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:

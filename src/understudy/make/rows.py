@@ -28,16 +28,14 @@ from understudy.data import (
     tars,
     texts,
     tokenizing,
-    views,
 )
 from understudy.data._source import Source
 from understudy.data.pairs import PairEncoding
 from understudy.data.rows import Paired, Rows
 from understudy.errors import DataError, Problem, RecipeError, did_you_mean
 from understudy.recipe import Recipe
-from understudy.sections import DataSection, OptimizerSection
+from understudy.sections import DataSection
 from understudy.tasks import Task
-from understudy.training.gradient import Augment
 
 Encoder = encoding.TableEncoding | tokenizing.TextEncoding | PairEncoding | None
 """What makes raw rows into what a student's graph reads; arrays and images need none."""
@@ -397,77 +395,6 @@ def _unlabelled(recipe: Recipe, rows: Rows, share: float) -> Rows | None:
         return None
     names = np.concatenate([_names(source) for source in parts])
     return Rows("text", inputs[fresh], found[fresh], names=names[fresh])
-
-
-AUGMENTATIONS = ("shift", "flip", "crop", "colour", "noise", "mixup", "speed", "gain", "randaugment", "operations", "transform")
-
-
-def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, counted: bool = False) -> views.Views | None:
-    """What the views of these training rows are, None without `augment`; `counted` goes through a finite set instead of drawing."""
-    said = {name: value for name, value in options.augment.items() if value}
-    unknown = sorted(set(said) - set(AUGMENTATIONS))
-    if unknown:
-        raise RecipeError(f"augment: unknown option {unknown[0]!r}; {did_you_mean(unknown[0], AUGMENTATIONS)}", code="U002")
-    if not said:
-        return None
-    if isinstance(rows.inputs, Paired):
-        return _pair_views(options, rows, counted)
-    if rows.kind == "text":
-        raise RecipeError("train.augment changes images and numbers; for texts use student.options.drop_words, or more texts", code="U412")
-    numbers: dict[str, Any] = {name: float(said[name]) for name in ("crop", "colour", "noise", "mixup", "speed", "gain") if name in said}
-    partners = views.Partners.of(rows) if "mixup" in said and rows.kind != "table" else None
-    columns: tuple[tuple[str, int, float], ...] = ()
-    if rows.kind == "table" and "noise" in said:
-        assert isinstance(fitted, encoding.TableEncoding)
-        encoded = fitted.encode(rows.inputs)
-        places = [(column.name, at) for at, column in enumerate(fitted.columns) if column.type == "number"]
-        scales = np.nan_to_num(np.nanstd(encoded.astype(np.float64), axis=0))
-        columns = tuple((name, at, float(scales[at])) for name, at in places)
-    moves: dict[str, Any] = {"shift": int(said.get("shift", 0)), "flip": bool(said.get("flip"))}
-    made = views.Views(rows.kind, columns=columns, partners=partners, policies=_policies(said), **moves, **numbers)
-    return replace(made, enumerated=True) if counted and made.finite else made
-
-
-def _policies(said: dict[str, Any]) -> tuple[views.Policy, ...]:
-    """The views that torchvision, or a transform of the user's own, makes."""
-    from understudy.adapters import torchvision_views
-
-    made = []
-    if "operations" in said and "randaugment" not in said:
-        raise RecipeError("augment.operations belongs to randaugment; set augment.randaugment = 9", code="U002")
-    if "randaugment" in said:
-        made.append(torchvision_views.randaugment(said["randaugment"], said.get("operations", 2)))
-    if "transform" in said:
-        made.append(torchvision_views.own_transform(str(said["transform"])))
-    return tuple(made)
-
-
-def _pair_views(options: OptimizerSection, rows: Rows, counted: bool) -> views.Views | None:
-    """Views of the pictures among several inputs; the other inputs of a row stay as they are."""
-    assert isinstance(rows.inputs, Paired)
-    names = [name for name, kind in rows.inputs.kinds.items() if kind == "image"]
-    wrong = [name for name, value in options.augment.items() if value and (not names or name in ("noise", "mixup"))]
-    if wrong:
-        told = "none of the inputs is an image" if not names else "it is not for rows of several inputs"
-        raise RecipeError(f"augment.{wrong[0]}: {told}; take it out of train.augment", code="U519")
-    made = build_views(options, rows.only(names[:1]), None, counted=counted)
-    return None if made is None else replace(made, of=tuple(names))
-
-
-def views_seen(made: views.Views | None, loaded: Loaded) -> Augment | None:
-    """The same views for a model that reads some of the inputs, made from what it reads; None where none of those changes."""
-    if made is None or not made.of:
-        return made
-    plain, layout = replace(made, of=()), loaded.encoding
-    if loaded.rows.kind != "pair":
-        return plain if loaded.reads[0] in made.of else None
-    assert isinstance(layout, PairEncoding)
-
-    def seen(rows: torch.Tensor, keys: np.ndarray[Any, Any], view: np.ndarray[Any, Any]) -> torch.Tensor:
-        parts = zip(layout.names, layout.split(rows), strict=True)
-        return torch.from_numpy(layout.join([(plain(part, keys, view) if name in made.of else part).numpy() for name, part in parts]))
-
-    return seen
 
 
 def encode(inputs: Any, kind: str, fitted: Encoder) -> torch.Tensor:

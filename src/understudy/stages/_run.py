@@ -20,11 +20,11 @@ from rich.markup import escape
 
 from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
-from understudy.data.views import Views
 from understudy.ensembles import Ensemble
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
 from understudy.make.rows import Loaded
 from understudy.make.teachers import free_teacher_options
+from understudy.make.views import AnyViews
 from understudy.pools import Pool
 from understudy.recipe import Recipe, parse, to_toml
 from understudy.signals import is_answered
@@ -58,7 +58,7 @@ class Run:
     overrides: list[str] = field(default_factory=list)
     taught: TransferSet | None = None
     held_out: TransferSet | None = None
-    seen: Views | None = None
+    seen: AnyViews | None = None
     views: int = 1
     ensemble: Ensemble | None = None
     last: Teacher | None = None  # the last of a chain, once it is trained

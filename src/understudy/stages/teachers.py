@@ -16,9 +16,10 @@ from understudy.data.rows import Rows
 from understudy.data.views import WITHOUT_END
 from understudy.errors import InputError, PreflightError, Problem, RecipeError, TeacherError, raise_errors
 from understudy.make.lessons import build_label_objective, build_objective, training_set
-from understudy.make.rows import Loaded, build_views, views_seen
+from understudy.make.rows import Loaded
 from understudy.make.students import build_student, is_estimator
 from understudy.make.teachers import build_ensemble, load_teacher, train_estimator_teacher
+from understudy.make.views import build_views, views_seen
 from understudy.measuring import scorecard as cards
 from understudy.sections import TeacherMember, TeacherTrainSection
 from understudy.signals import Signals, is_written

@@ -9,11 +9,11 @@ import numpy as np
 from understudy.checks.answers import check_in_sample
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
-from understudy.data.views import Views
 from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError, raise_errors
 from understudy.make.lessons import build_encoding, build_objective, distrusted, temperature_of
-from understudy.make.rows import build_views, synthetic_rows
+from understudy.make.rows import synthetic_rows
 from understudy.make.teachers import stored_sets
+from understudy.make.views import AnyViews, build_views
 from understudy.measuring import scorecard as cards
 from understudy.pools import Pool
 from understudy.signals import frame_lengths, is_answered
@@ -162,13 +162,16 @@ def _loss_of(taught: TransferSet) -> str:
     return f"{size}; loses {measured['kl']:.3g} nats of KL ({measured['rows']} rows)"
 
 
-def views_of(run: Run, asked: Rows) -> Views | None:
+def views_of(run: Run, asked: Rows) -> AnyViews | None:
     """What the views of the training rows are; None where each row is seen as it is."""
     said = run.recipe.teaching.views
     assert run.loaded is not None
     if said == 1:
         return None
     seen = build_views(run.recipe.train, asked, run.loaded.encoding, counted=said in ("all", "live"))
+    if said == "all" and seen is not None and not seen.finite:
+        told = "teaching.views = 'all' counts through every view; what can be counted are shifts and mirror images of pictures"
+        raise RecipeError(f"{told}, the same for each input that changes; set teaching.views = 20, or 'live'", code="U320")
     run.views = 1 if seen is None else said if isinstance(said, int) else seen.count
     return seen
 

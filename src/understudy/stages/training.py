@@ -28,8 +28,9 @@ from understudy.make.lessons import (
     weighed_answers,
     with_steps_of,
 )
-from understudy.make.rows import build_views, encode, views_seen
+from understudy.make.rows import encode
 from understudy.make.students import build_student, is_estimator
+from understudy.make.views import build_views, views_seen
 from understudy.objectives import Objective
 from understudy.recipe import Recipe
 from understudy.sections import ObjectiveSection
