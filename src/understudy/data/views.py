@@ -196,6 +196,9 @@ class PairedViews:
         )
 
 
+AnyViews = Views | PairedViews
+
+
 def mixture_of(views: Views, keys: Array, view: Array) -> tuple[Array, Array] | None:
     """The place among the partners of the row that each view is mixed with, and the row's own share; None without mixup."""
     if not views.mixup or views.partners is None:

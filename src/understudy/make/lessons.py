@@ -10,15 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from understudy.data import (
-    views,
-)
+from understudy.data import views
 from understudy.data.rows import Rows
 from understudy.ensembles import Ensemble
 from understudy.errors import RecipeError
 from understudy.features import asked_layers
 from understudy.make.rows import Loaded, encode
-from understudy.make.views import AnyViews
 from understudy.measuring._transcripts import transcripts, word_errors
 from understudy.objectives import Objective
 from understudy.recipe import Recipe
@@ -156,7 +153,7 @@ def stored_answers(taught: TransferSet, keys: np.ndarray[Any, Any], signals: Seq
     return ask
 
 
-def live_answers(teacher: Teacher, rows: Rows, made: AnyViews | None) -> Ask:
+def live_answers(teacher: Teacher, rows: Rows, made: views.AnyViews | None) -> Ask:
     """The teacher's answers to a batch in its views, asked in the loop; a table's views are made from its raw rows."""
 
     def ask(positions: torch.Tensor, view: torch.Tensor | None, inputs: torch.Tensor) -> Signals:

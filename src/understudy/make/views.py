@@ -19,7 +19,6 @@ from understudy.make.rows import Encoder, Loaded
 from understudy.sections import OptimizerSection
 from understudy.training.gradient import Augment
 
-AnyViews = views.Views | views.PairedViews
 _RANGES = {
     "crop": (0.0, 1.0),
     "colour": (0.0, 1.0),
@@ -31,7 +30,7 @@ _RANGES = {
 AUGMENTATIONS = tuple(dict.fromkeys(itertools.chain.from_iterable(views.OPTIONS.values())))
 
 
-def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, counted: bool = False) -> AnyViews | None:
+def build_views(options: OptimizerSection, rows: Rows, fitted: Encoder, *, counted: bool = False) -> views.AnyViews | None:
     """What the views of these training rows are, None without `augment`; `counted` goes through a finite set instead of drawing."""
     said = {name: value for name, value in options.augment.items() if value}
     if not said:
@@ -136,7 +135,7 @@ def _by_input(said: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, d
     return {name: options for name, options in found.items() if options}
 
 
-def views_seen(made: AnyViews | None, loaded: Loaded) -> Augment | None:
+def views_seen(made: views.AnyViews | None, loaded: Loaded) -> Augment | None:
     """The same views for a model that reads some of the inputs, made from what it reads; None where none of those changes."""
     if not isinstance(made, views.PairedViews):
         return made

@@ -20,11 +20,11 @@ from rich.markup import escape
 
 from understudy.checks.recipes import check_writable
 from understudy.data.rows import Rows
+from understudy.data.views import AnyViews
 from understudy.ensembles import Ensemble
 from understudy.errors import InputError, PreflightError, Problem, RecipeError
 from understudy.make.rows import Loaded
 from understudy.make.teachers import free_teacher_options
-from understudy.make.views import AnyViews
 from understudy.pools import Pool
 from understudy.recipe import Recipe, parse, to_toml
 from understudy.signals import is_answered

@@ -9,11 +9,12 @@ import numpy as np
 from understudy.checks.answers import check_in_sample
 from understudy.checks.recipes import check_disk
 from understudy.data.rows import Rows
+from understudy.data.views import AnyViews
 from understudy.errors import Problem, RecipeError, TeacherError, TransferSetError, raise_errors
 from understudy.make.lessons import build_encoding, build_objective, distrusted, temperature_of
 from understudy.make.rows import synthetic_rows
 from understudy.make.teachers import stored_sets
-from understudy.make.views import AnyViews, build_views
+from understudy.make.views import build_views
 from understudy.measuring import scorecard as cards
 from understudy.pools import Pool
 from understudy.signals import frame_lengths, is_answered
