@@ -29,8 +29,6 @@ from understudy.signals import Batch
 if not all(map(importlib.util.find_spec, ("keras", "tensorflow", "jax"))):
     pytest.skip("needs keras, tensorflow and jax", allow_module_level=True)
 
-# Keras turns its torch variables into arrays in the old way
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 DIGITS = Task("multiclass", tuple("0123456789"))
 ROOT = Path(__file__).parents[1]
 CASES = {"multiclass": Task("multiclass", tuple("abcd")), "multilabel": Task("multilabel", tuple("abc")), "regression": Task("regression")}

@@ -7,8 +7,11 @@ columns, types, classes, missing cells and file kinds, with something in them to
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,6 +141,18 @@ def twenty_eight(name: str, *, class_names: bool) -> Callable[[Path], None]:
             np.savez(root / name / f"{part}.npz", images=pixels[..., 0], labels=which.astype(np.uint8), **named)
 
     return make
+
+
+def shards_and_keras(root: Path) -> None:
+    """The tars and the teacher that the recipe's program makes from the two .npz files."""
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("needs keras")
+    twenty_eight("fashion_mnist", class_names=True)(root)
+    program = [sys.executable, str(ROOT / "examples" / "shards_and_keras.py"), "--rows", "150", "--width", "4", "--epochs", "12"]
+    folders = [str(root / name) for name in ("fashion_mnist", "fashion_mnist_shards")]
+    done = subprocess.run([*program, *folders], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train: 400 rows in 3 shards" in done.stdout and "test: 120 rows in 1 shard\n" in done.stdout
 
 
 def products(root: Path) -> None:
@@ -325,6 +340,11 @@ SMALL = {
         twenty_eight("fashion_mnist", class_names=True),
         ("teacher.train.options.width=4", "teacher.train.epochs=4", "student.options.width=2", "train.epochs=4", "train.batch_size=32",
          "teacher.train.batch_size=32"),
+        "accuracy", 0.2,
+    ),
+    "fashion_mnist_keras": Small(
+        shards_and_keras,
+        ("teacher.source=DATA/fashion_mnist_shards/teacher.keras", "student.options.width=2", "train.epochs=4", "train.batch_size=32"),
         "accuracy", 0.2,
     ),
     "fsdd": Small(
