@@ -179,8 +179,10 @@ def test_a_student_is_cut_from_its_teachers_layers(
     place = f"hf:{made_up.classifier(tmp_path / 'teacher', list(TOPICS))}"
     cut = hugging_face.cut(place, [1], padding=0, length=16)
     assert sum(len(part) for part in cut.modules() if isinstance(part, torch.nn.ModuleList)) == 1
-    with pytest.raises(TeacherError, match=r"U408 student.options.cut = \[2\]: hf:.* has the layers 0 to 1"):
+    with pytest.raises(TeacherError, match=r"U408 options.cut = \[2\]: hf:.* has the layers 0 to 1; list some, or say 'all'"):
         hugging_face.cut(place, [2], padding=0, length=16)
+    with pytest.raises(TeacherError, match="U408 options.cut = 'al': hf:.* has the layers 0 to 1"):
+        hugging_face.cut(place, "al", padding=0, length=16)  # type: ignore[arg-type]
     with pytest.raises(TeacherError, match="U408 data.max_length is 64, and hf:.* reads 40 tokens; set data.max_length = 40"):
         hugging_face.cut(place, [1], padding=0, length=64)
     said = {
@@ -192,6 +194,28 @@ def test_a_student_is_cut_from_its_teachers_layers(
     assert distill(monkeypatch, tmp_path, said) == 0, capsys.readouterr().err
     kept = json.loads((tmp_path / "run" / "artifact" / "preprocessing.json").read_text(encoding="utf-8"))
     assert kept["special"] and kept["padding"] == 0
+
+
+def test_a_teacher_that_is_trained_whole_begins_with_the_encoder_that_its_student_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.sentences(120).to_csv(tmp_path / "rows.csv", index=False)
+    first, second = (f"hf:{made_up.classifier(tmp_path / name, list(TOPICS))}" for name in ("first", "second"))
+    trained = {"model": "text.transformer", "options": {"cut": "all", "encoder": second}, "epochs": 8, "batch_size": 16, "lr": 5e-3}
+    said = {
+        "data": {"root": str(tmp_path), "train": "rows.csv", "text": "text", "label": "topic", "max_length": 16},
+        "teacher": {"train": trained},
+        "student": {"model": "text.transformer", "options": {"cut": [0], "encoder": first}},
+        "train": {"epochs": 8, "batch_size": 16, "lr": 5e-3},
+    }  # fmt: skip
+    assert distill(monkeypatch, tmp_path, said) == 2
+    told = f"U409 teacher and student begin with different encoders, {first} and {second}: the rows have one tokenizer"
+    assert told in capsys.readouterr().err.replace("\n", "")
+    trained["options"] = {"cut": "all"}
+    assert distill(monkeypatch, tmp_path, said) == 0, capsys.readouterr().err
+    found = card(tmp_path)["models"]
+    assert found["teacher"]["cost"]["parameters"] > found["student"]["cost"]["parameters"]
+    assert found["teacher"]["quality"]["accuracy"]["mean"] > 0.6 and found["exported"]["quality"]["accuracy"]["mean"] > 0.6
 
 
 def test_a_sentence_encoder_teaches_static_vectors_of_its_own_tokens(

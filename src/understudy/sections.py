@@ -165,7 +165,8 @@ class TeacherTrainSection(OptimizerSection):
 
     model: str = Field(
         "mlp",
-        description="mlp, convnet, speech.recurrent (or .convnet, .transformer), boosted, forest, timm:NAME, keras:NAME or module:factory",
+        description="mlp, convnet, text.transformer (or .bag, .static), speech.recurrent (or .convnet, .transformer), boosted, forest, "
+        "timm:NAME, keras:NAME or module:factory",
     )
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0

@@ -200,8 +200,8 @@ class CutEncoder(nn.Module):
         return (share[:, None] @ states)[:, 0]
 
 
-def cut(place: str, layers: Sequence[int], *, padding: int, length: int) -> CutEncoder:
-    """The encoder at a place with its embeddings and these layers alone, in this order, to be trained further."""
+def cut(place: str, layers: Sequence[int] | None, *, padding: int, length: int) -> CutEncoder:
+    """The encoder at a place with its embeddings and these layers alone, in this order (None: all), to be trained further."""
     transformers = require("transformers", "transformers")
     folder = folder_of(place)
     try:
@@ -216,9 +216,11 @@ def cut(place: str, layers: Sequence[int], *, padding: int, length: int) -> CutE
         raise TeacherError(f"data.max_length is {length}, and {place} reads {longest} tokens; set data.max_length = {longest}", code="U408")
     stacks = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
     name, stack = max(stacks.items(), key=lambda item: len(item[1]), default=("", nn.ModuleList()))
-    wrong = [layer for layer in layers if not 0 <= layer < len(stack)]
-    if wrong or not layers:
-        raise TeacherError(f"student.options.cut = {list(layers)}: {place} has the layers 0 to {len(stack) - 1}", code="U408")
+    numbers = range(len(stack))
+    layers = numbers if layers is None else layers
+    if not isinstance(layers, Sequence) or not layers or any(layer not in numbers for layer in layers):
+        told = layers if isinstance(layers, str) or not isinstance(layers, Sequence) else list(layers)
+        raise TeacherError(f"options.cut = {told!r}: {place} has the layers 0 to {len(stack) - 1}; list some, or say 'all'", code="U408")
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, nn.ModuleList([stack[layer] for layer in layers]))
     model.config.num_hidden_layers = len(layers)

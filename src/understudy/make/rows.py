@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -124,8 +124,12 @@ def _grouped(recipe: Recipe, sources: dict[str, Source]) -> Source:
 def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
     """The student's tokenizer: learned from the training texts, or the one that data.tokenizer names."""
     said, place = recipe.data, recipe.data.tokenizer
-    if place is None and (recipe.student.model == "text.static" or "cut" in recipe.student.options):
-        place = encoder_of(recipe)
+    begun = _begun(recipe)
+    if place is None and begun:
+        place, *others = dict.fromkeys(encoder_of(recipe, options) for options in begun)
+        if others:
+            told = f"{place} and {others[0]}: the rows have one tokenizer; begin both models with the same encoder"
+            raise RecipeError(f"teacher and student begin with different encoders, {told}", code="U409")
     if place is None:
         return tokenizing.TextEncoding.fit(train, vocabulary=said.vocabulary, length=said.max_length)
     if place.startswith(("sentences:", "hf:")):
@@ -134,7 +138,7 @@ def _tokenizer(recipe: Recipe, train: Any) -> tokenizing.TextEncoding:
         file = _pretrained.folder_of(place) / "tokenizer.json"
     else:
         file = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
-    special = "cut" in recipe.student.options
+    special = any("cut" in options for options in begun)
     return tokenizing.TextEncoding.read(file, length=said.max_length, pairs=train.ndim == 2, special=special)
 
 
@@ -405,9 +409,17 @@ def encode(inputs: Any, kind: str, fitted: Encoder) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(inputs))
 
 
-def encoder_of(recipe: Recipe) -> str:
-    """The encoder that the student begins with: the one that is named, or the teacher."""
-    place, cut = str(recipe.student.options.get("encoder", recipe.teacher.source)), "cut" in recipe.student.options
+def _begun(recipe: Recipe) -> list[dict[str, Any]]:
+    """The options of the models that begin with a published encoder: the student, and teachers that are trained here."""
+    trained = [member.train for member in (recipe.teacher, *recipe.teacher.members) if member.train is not None]
+    said = [(recipe.student.model, recipe.student.options), *((each.model, each.options) for each in trained)]
+    return [options for model, options in said if model == "text.static" or (model == "text.transformer" and "cut" in options)]
+
+
+def encoder_of(recipe: Recipe, options: Mapping[str, Any]) -> str:
+    """The encoder that a model of these options begins with: the one it names, or another model of the recipe, or the teacher."""
+    cut = "cut" in options
+    place = str(next((each["encoder"] for each in (options, *_begun(recipe)) if "encoder" in each), recipe.teacher.source))
     if place.startswith("sentences:") or (cut and place.startswith("hf:")):
         return place
     what = "text.transformer with `cut` begins with layers" if cut else "text.static begins with the vectors"

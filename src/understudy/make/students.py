@@ -154,7 +154,9 @@ def _cut_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, Any]
 
     assert isinstance(loaded.encoding, tokenizing.TextEncoding) and loaded.source is not None
     rest = {name: value for name, value in options.items() if name not in ("cut", "encoder")}
-    body = hugging_face.cut(encoder_of(loaded.source), list(options["cut"]), padding=int(shared["padding"]), length=loaded.encoding.length)
+    layers = None if options["cut"] == "all" else options["cut"]
+    place = encoder_of(loaded.source, options)
+    body = hugging_face.cut(place, layers, padding=int(shared["padding"]), length=loaded.encoding.length)
     return _called(text.headed, body, body.width, loaded.task.outputs, {"pairs": shared["pairs"], **rest})
 
 
@@ -169,7 +171,7 @@ def _static_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, A
     assert isinstance(loaded.encoding, tokenizing.TextEncoding) and loaded.source is not None
     said = {name: options[name] for name in STATIC if name in options}
     made = static_vectors.distill(
-        encoder_of(loaded.source),
+        encoder_of(loaded.source, options),
         loaded.encoding,
         width=int(said.get("width", 256)),
         smoothing=float(said.get("smoothing", 1e-3)),
