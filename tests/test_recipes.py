@@ -397,7 +397,11 @@ SMALL = {
     "goemotions": Small(
         goemotions, (TINY_ENCODER, "rows.take=200", "student.options={buckets=500}", "teacher.accept_score=true"), "macro_f1", 0.5,
     ),
-    "sst": Small(sst, (TINY_ENCODER, "student.options.cut=[0]", "data.max_length=32"), "accuracy", 0.4),
+    "sst": Small(
+        sst,
+        ("teacher.train.options.encoder=sentences:DATA/encoder", "teacher.train.lr=5e-3", "student.options.cut=[0]", "data.max_length=32"),
+        "accuracy", 0.4,
+    ),
     "stsb": Small(
         stsb, (TINY_ENCODER, "student.options={width=16, corpus_epochs=2}", "teacher.accept_score=true"), "spearman", -1.0,
     ),
