@@ -149,7 +149,8 @@ def _describe(folder: Path, student: Student, kind: str, sample: Any, data: dict
     read = [_input(_graphs.INPUT, kind, sample)]
     if layout is not None:
         read = [_input(*each) for each in zip(layout.names, layout.kinds, layout.split(sample), strict=True)]
-    frames = [graph.output[0].type.tensor_type.shape.dim[1].dim_value] if task.kind == "recognition" else []
+    # a graph that takes clips of any length says no number
+    frames = [graph.output[0].type.tensor_type.shape.dim[1].dim_value or "frames"] if task.kind == "recognition" else []
     outputs = [{"name": output.name, "dtype": "float32", "shape": ["rows", *frames, task.outputs]} for output in graph.output]
     _write(folder / "signature.json", {"format": FORMAT, "task": task.kind, "inputs": read, "outputs": outputs})
     _write(folder / "labels.json", {"task": task.kind, "classes": list(task.classes)})
