@@ -68,7 +68,7 @@ def losing(cluster: Any, node: Any, sign: Any, card: Path) -> threading.Thread:
     """Ends this machine, without a word to anybody, as soon as the sign is there; the work must not be complete then."""
 
     def wait() -> None:
-        limit = time.monotonic() + 300
+        limit = time.monotonic() + 1200
         while not sign() and time.monotonic() < limit:
             time.sleep(0.01)
         cluster.remove_node(node, allow_graceful=False)
