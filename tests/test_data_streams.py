@@ -100,8 +100,28 @@ def test_tars_that_cannot_be_read(tmp_path: Path) -> None:
     assert "U447 x.tar: 1 of 2 rows have no label (first: x.tar/2)" in refused(tar(tmp_path / "x.tar", files))
     files = {"1.png": png(1), "2.png": png(2, (5, 5))}
     assert "U123 x.tar gave items of several shapes" in refused(tar(tmp_path / "x.tar", files))
+    files = {"1.png": png(1), "1.cls": b"0", "2.png": png(2), "2.cls": b" "}
+    assert "U447 x.tar: 1 of 2 rows have no label (first: x.tar/2)" in refused(tar(tmp_path / "x.tar", files))
+    files = {"v1.01.png": png(1), "v1.01.cls": b"0", "v1.02.png": png(2), "v1.02.cls": b"1"}
+    assert "U447 x.tar: x.tar/v1 has 01.png, 02.png, and one of them alone can be read" in refused(tar(tmp_path / "x.tar", files))
+    files = {"1.png": png(1), "2.png": png(2), "1.cls": b"0", "2.cls": b"1"}
+    assert "in a tar the files of a row stand side by side" in refused(tar(tmp_path / "x.tar", files))
     assert "U106" in refused(tar(tmp_path / "x.tar", {}))
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_tar_that_was_cut_between_two_rows_is_told(tmp_path: Path) -> None:
+    whole = tar(tmp_path / "t-0.tar", {"1.png": png(1), "1.mask.png": png(3), "1.cls": b"0", "2.png": png(2), "2.cls": b"1"})
+    source = tars.read_tars(whole)
+    assert source.problems == () and len(source.inputs) == 2
+    assert np.array_equal(source.inputs[0], np.asarray(Image.open(io.BytesIO(png(1)))))  # not the mask
+    with tarfile.open(whole) as archive:
+        second = archive.getmembers()[3].offset
+    (tmp_path / "t-1.tar").write_bytes(whole.read_bytes()[:second])
+    source = tars.read_tars(tmp_path / "t-{0..1}.tar")
+    assert len(source.inputs) == 3
+    (problem,) = source.problems
+    assert problem.level == "warning" and str(problem).startswith("U451 1 of 2 tars lack the zeros that end one (first: t-1.tar)")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset closes no tar

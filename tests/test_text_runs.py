@@ -182,7 +182,7 @@ def test_a_student_is_cut_from_its_teachers_layers(
     with pytest.raises(TeacherError, match=r"U408 options.cut = \[2\]: hf:.* has the layers 0 to 1; list some, or say 'all'"):
         hugging_face.cut(place, [2], padding=0, length=16)
     with pytest.raises(TeacherError, match="U408 options.cut = 'al': hf:.* has the layers 0 to 1"):
-        hugging_face.cut(place, "al", padding=0, length=16)  # type: ignore[arg-type]
+        hugging_face.cut(place, "al", padding=0, length=16)
     with pytest.raises(TeacherError, match="U408 data.max_length is 64, and hf:.* reads 40 tokens; set data.max_length = 40"):
         hugging_face.cut(place, [1], padding=0, length=64)
     said = {

@@ -200,8 +200,8 @@ class CutEncoder(nn.Module):
         return (share[:, None] @ states)[:, 0]
 
 
-def cut(place: str, layers: Sequence[int] | None, *, padding: int, length: int) -> CutEncoder:
-    """The encoder at a place with its embeddings and these layers alone, in this order (None: all), to be trained further."""
+def cut(place: str, layers: Sequence[int] | str, *, padding: int, length: int) -> CutEncoder:
+    """The encoder at a place with its embeddings and these layers alone, in this order ("all" of them), to be trained further."""
     transformers = require("transformers", "transformers")
     folder = folder_of(place)
     try:
@@ -216,14 +216,13 @@ def cut(place: str, layers: Sequence[int] | None, *, padding: int, length: int) 
         raise TeacherError(f"data.max_length is {length}, and {place} reads {longest} tokens; set data.max_length = {longest}", code="U408")
     stacks = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
     name, stack = max(stacks.items(), key=lambda item: len(item[1]), default=("", nn.ModuleList()))
-    numbers = range(len(stack))
-    layers = numbers if layers is None else layers
-    if not isinstance(layers, Sequence) or not layers or any(layer not in numbers for layer in layers):
-        told = layers if isinstance(layers, str) or not isinstance(layers, Sequence) else list(layers)
-        raise TeacherError(f"options.cut = {told!r}: {place} has the layers 0 to {len(stack) - 1}; list some, or say 'all'", code="U408")
+    chosen = range(len(stack)) if layers == "all" else layers
+    if isinstance(chosen, str) or not chosen or any(layer not in range(len(stack)) for layer in chosen):
+        told = f"options.cut = {chosen!r}: {place} has the layers 0 to {len(stack) - 1}; list some, or say 'all'"
+        raise TeacherError(told, code="U408")
     parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, nn.ModuleList([stack[layer] for layer in layers]))
-    model.config.num_hidden_layers = len(layers)
+    setattr(model.get_submodule(parent), own, nn.ModuleList([stack[layer] for layer in chosen]))
+    model.config.num_hidden_layers = len(chosen)
     for pooler in [part for part, _ in model.named_children() if part == "pooler"]:
         setattr(model, pooler, None)  # it is not read, and weights that are not read cannot be trained
     return CutEncoder(model, padding, int(model.config.hidden_size))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from understudy.data._pixels import decoded, pixels
 from understudy.data._source import Source, as_inputs
@@ -48,18 +49,34 @@ def taken_apart(item: Any, name: str, pictures: Pictures, where: str) -> tuple[A
         return pictures.array(item[0]), _scalar(item[1])
     if not isinstance(item, Mapping):
         return pictures.array(item), None
-    fields = {str(key).lower().rpartition(".")[2]: value for key, value in item.items()}
-    place = next((key for key in INPUTS if key in fields), None)
+    place, given = _one_of(INPUTS, item, name, where)
     if place is None:
         there = ", ".join(map(str, item))
-        raise DataError(f"{where}: {name} has {there}; an input is under one of {', '.join(INPUTS)}", code="U447")
-    given, label = fields[place], next((fields[key] for key in LABELS if key in fields), None)
+        beside = "; in a tar the files of a row stand side by side" if any(isinstance(value, bytes) for value in item.values()) else ""
+        raise DataError(f"{where}: {name} has {there}; an input is under one of {', '.join(INPUTS)}{beside}", code="U447")
+    label = _one_of(LABELS, item, name, where)[1]
     if isinstance(given, bytes):
         try:
             given = np.load(io.BytesIO(given), allow_pickle=False) if place == "npy" else decoded(given, pictures.size, pictures.grey)
         except Exception as error:  # a damaged picture can raise almost anything from within a codec
-            raise DataError(f"{where}: the .{place} of {name} cannot be read: {str(error) or type(error).__name__}", code="U448") from None
+            told = "no picture, or damaged" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+            raise DataError(f"{where}: the .{place} of {name} cannot be read: {told}", code="U448") from None
     return pictures.array(given), _label(label, name, where)
+
+
+def _one_of(words: Sequence[str], item: Mapping[Any, Any], name: str, where: str) -> tuple[str | None, Any]:
+    """(Word, value) of the field that is called by the first of these words, `png` before `mask.png`; DataError U447 for several files."""
+    named = [(key.count("."), key.lower().rpartition(".")[2], key) for key in item if isinstance(key, str)]
+    named = [one for one in named if one[1] in words]
+    nearest = [(word, key) for dots, word, key in named if dots == min(named)[0]]
+    files = [key for _, key in nearest if isinstance(item[key], bytes)]
+    if len(files) > 1:
+        told = f"{name} has {', '.join(sorted(files)[:3])}{', ...' if len(files) > 3 else ''}"
+        raise DataError(
+            f"{where}: {told}, and one of them alone can be read; the name of a row ends at its first dot: write 0017.png", code="U447"
+        )
+    word, key = min(nearest, key=lambda one: words.index(one[0]), default=(None, None))
+    return word, None if key is None else item[key]
 
 
 def _label(given: Any, name: str, where: str) -> Any:
@@ -69,7 +86,7 @@ def _label(given: Any, name: str, where: str) -> Any:
         text = given.decode().strip()
     except UnicodeDecodeError:
         raise DataError(f"{where}: the label of {name} is no text", code="U448") from None
-    return int(text) if text.lstrip("-").isdigit() else text
+    return (int(text) if text.lstrip("-").isdigit() else text) if text else None
 
 
 def _scalar(value: Any) -> Any:

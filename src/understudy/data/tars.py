@@ -5,26 +5,50 @@ A place may stand for many shards: `train-{000..011}.tar` or `train-*.tar`.
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from understudy.data._source import Source
 from understudy.data._streams import Pictures, gathered
-from understudy.errors import DataError, did_you_mean
+from understudy.errors import DataError, Problem, did_you_mean
 
+BLOCK = 512
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 def read_tars(
     path: str | Path, kind: str = "auto", *, image_size: tuple[int, int] | None = None, grey: bool = False, cache: Path | None = None
 ) -> Source:
-    """The rows of one or many tars, images or arrays, with labels from `.cls`; DataError U447-U449 says what is wrong with them."""
+    """The rows of one or many tars, images or arrays, with labels from `.cls`; DataError U447-U449 says what is wrong with them.
+
+    A tar without the blocks of zeros that end one is a warning, U451.
+    """
     path = Path(path)
     shards = _shards(path)
-    return gathered(_samples(shards), path.name, kind, pictures=Pictures(image_size, grey), cache=cache)
+    found = gathered(_samples(shards), path.name, kind, pictures=Pictures(image_size, grey), cache=cache)
+    return replace(found, problems=(*found.problems, *_cut_short(shards)))
+
+
+def _cut_short(shards: list[Path]) -> list[Problem]:
+    """A warning where tars lack their end: what was cut off between two rows leaves no other trace."""
+    open_ended = [shard.name for shard in shards if shard.suffix == ".tar" and not _ends(shard)]
+    if not open_ended:
+        return []
+    told = f"{len(open_ended)} of {len(shards)} tars lack the zeros that end one (first: {open_ended[0]})"
+    return [
+        Problem("U451", f"{told}: rows may be missing, by a copy cut short or a writer never closed; compare their sizes", level="warning")
+    ]
+
+
+def _ends(shard: Path) -> bool:
+    with shard.open("rb") as file:
+        file.seek(-min(BLOCK, shard.stat().st_size), io.SEEK_END)
+        return file.read() == bytes(BLOCK)
 
 
 def _shards(path: Path) -> list[Path]:

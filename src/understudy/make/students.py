@@ -154,9 +154,8 @@ def _cut_network(options: dict[str, Any], loaded: Loaded, shared: dict[str, Any]
 
     assert isinstance(loaded.encoding, tokenizing.TextEncoding) and loaded.source is not None
     rest = {name: value for name, value in options.items() if name not in ("cut", "encoder")}
-    layers = None if options["cut"] == "all" else options["cut"]
-    place = encoder_of(loaded.source, options)
-    body = hugging_face.cut(place, layers, padding=int(shared["padding"]), length=loaded.encoding.length)
+    place, said = encoder_of(loaded.source, options), options["cut"]
+    body = hugging_face.cut(place, [said] if isinstance(said, int) else said, padding=int(shared["padding"]), length=loaded.encoding.length)
     return _called(text.headed, body, body.width, loaded.task.outputs, {"pairs": shared["pairs"], **rest})
 
 
