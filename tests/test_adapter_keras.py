@@ -208,6 +208,25 @@ def test_published_weights_without_a_network_are_refused(monkeypatch: pytest.Mon
         adapter.load("keras:MobileNetV3Small", task=task, pretrained=True, image_size=(32, 32))
 
 
+def test_models_of_another_shape_are_refused(keras: Any) -> None:
+    layers, rows = keras.layers, np.zeros((4, 8, 8, 1), dtype=np.uint8)
+    flat = keras.Sequential([keras.Input((64,), name="flat"), layers.Dense(10)])
+    with pytest.raises(TeacherError, match=r"U452 .* reads rows of shape \[64\], these are \[8, 8, 1\]"):
+        adapter.KerasTeacher.from_model(flat, task=DIGITS).signals(rows)
+    first = keras.Sequential([keras.Input((1, 8, 8)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)])
+    with pytest.raises(TeacherError, match=r"U452 the model reads 8 channels, counted last.*Permute\(\(3, 1, 2\)\)"):
+        adapter.KerasTeacher.from_model(first, task=DIGITS).signals(rows)
+    right = keras.Sequential([keras.Input((8, 8, 1)), layers.Permute((3, 1, 2)), *first.layers])  # the fix that is named
+    assert adapter.KerasTeacher.from_model(right, task=DIGITS).signals(rows)["logits"].shape == (4, 10)
+    one, other = keras.Input((4,), name="one"), keras.Input((4,), name="other")
+    both = keras.Model([one, other], layers.Dense(10, name="said")(layers.Concatenate()([one, other])))
+    with pytest.raises(TeacherError, match=r"U452 .* has 2 inputs \(one, other\), a teacher has one"):
+        adapter.KerasTeacher.from_model(both, task=DIGITS)
+    two = keras.Model(one, [layers.Dense(10)(one), layers.Dense(3)(one)])
+    with pytest.raises(TeacherError, match="U452 .* has 2 outputs .*, a teacher has one"):
+        adapter.KerasTeacher.from_model(two, task=DIGITS)
+
+
 def test_the_scale_of_pixels_is_never_guessed(keras: Any, tmp_path: Path) -> None:
     bare = network(keras, scaled=False)
     with pytest.raises(TeacherError, match="U443 .* does not say on which scale: it has no Rescaling"):

@@ -99,6 +99,32 @@ def gives_chances(model: Any) -> bool:
     return ending(model) in _CHANCES
 
 
+def check_ends(model: Any) -> None:
+    """TeacherError U452 for a model with several inputs or several outputs."""
+    for ends, word in ((getattr(model, "inputs", None), "inputs"), (getattr(model, "outputs", None), "outputs")):
+        if ends is not None and len(ends) > 1:
+            names = ", ".join(str(end.name) for end in ends)
+            raise TeacherError(
+                f"{model.name} has {len(ends)} {word} ({names}), a teacher has one: build keras.Model(one_input, one_output) of its "
+                "layers and save that, or give a function as teacher.source",
+                code="U452",
+            )
+
+
+def check_fits(model: Any, given: Array) -> None:
+    """TeacherError U452 for prepared rows whose shape is not the one that a model reads."""
+    wanted = model.input_shape if isinstance(model.input_shape, tuple) else ()
+    if wanted and (
+        len(wanted) != given.ndim or any(want not in (None, got) for want, got in zip(wanted[1:], given.shape[1:], strict=True))
+    ):
+        told = f"{model.name} reads rows of shape {list(wanted[1:])}, these are {list(given.shape[1:])}"
+        raise TeacherError(
+            f"{told}: pictures are [height, width, channels] with one channel or three; put a layers.Reshape, Flatten or Permute before "
+            "it, or give a function as teacher.source",
+            code="U452",
+        )
+
+
 def refuse_chances(model: Any, who: str = "student") -> None:
     """InputError U441 when a student ends in softmax or sigmoid: the losses here soften logits, and would soften twice."""
     if gives_chances(model):
@@ -159,6 +185,12 @@ class KerasPreparation:
     def __call__(self, inputs: Any) -> Array:
         if "DataFrame" in type(inputs).__name__ or np.asarray(inputs).dtype != np.uint8:
             return numbers(inputs)
+        if self._raw.channels not in (None, 1, 3, np.shape(inputs)[-1]):
+            raise TeacherError(
+                f"the model reads {self._raw.channels} channels, counted last, and pictures have one or three; if its own come first, "
+                "put a layers.Permute((3, 1, 2)) before it",
+                code="U452",
+            )
         images = self._raw(inputs).permute(0, 2, 3, 1).contiguous().numpy()
         if self.scale == "unit":
             return np.asarray(images)

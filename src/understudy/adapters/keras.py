@@ -69,8 +69,12 @@ class KerasTeacher:
         name: str | None = None,
         batch_size: int = 64,
     ) -> KerasTeacher:
-        """A live model; whether it gives logits or probabilities is read from its last layer (U440 when the declared is not that)."""
+        """A live model; whether it gives logits or probabilities is read from its last layer (U440 when the declared is not that).
+
+        TeacherError U452 for several inputs or outputs, and when asked, for rows of another shape than it reads.
+        """
         keras = models.keras_package()
+        models.check_ends(model)
         prepare = models.preparation(model, scale=scale, image_size=image_size, mean=mean, std=std)
         output = _checked_output(model, output, task)
         parts = {
@@ -81,7 +85,9 @@ class KerasTeacher:
         }
 
         def answer(inputs: Any) -> Any:
-            return np.asarray(model.predict_on_batch(prepare(inputs)), dtype=np.float32)
+            given = prepare(inputs)
+            models.check_fits(model, given)
+            return np.asarray(model.predict_on_batch(given), dtype=np.float32)
 
         return KerasTeacher(
             answer,
