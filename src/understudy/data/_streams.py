@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -86,7 +87,7 @@ def _label(given: Any, name: str, where: str) -> Any:
         text = given.decode().strip()
     except UnicodeDecodeError:
         raise DataError(f"{where}: the label of {name} is no text", code="U448") from None
-    return (int(text) if text.lstrip("-").isdigit() else text) if text else None
+    return (int(text) if re.fullmatch("-?[0-9]+", text) else text) if text else None
 
 
 def _scalar(value: Any) -> Any:
