@@ -448,7 +448,8 @@ def test_a_teacher_that_knows_its_rows_by_heart() -> None:
     assert problem.level == "warning"
     assert problem.message == (
         "teacher accuracy is 99.9% on the training rows, 83.0% held-out: its answers to rows it learned by heart are little more than "
-        "their labels; use out-of-fold answers (teaching.out_of_fold = 5) or fresh rows"
+        "their labels; take fresh rows (rows.unlabelled), fewer epochs for it, or of an estimator out-of-fold answers "
+        "(teaching.out_of_fold = 5)"
     )
     assert check_in_sample(0.90, 0.88, "accuracy") == []
 

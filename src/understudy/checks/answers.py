@@ -70,7 +70,8 @@ def check_in_sample(train: float, validation: float, metric: str) -> list[Proble
         return []
     told = f"teacher {metric} is {train:.1%} on the training rows, {validation:.1%} held-out"
     why = "its answers to rows it learned by heart are little more than their labels"
-    return [Problem("U245", f"{told}: {why}; use out-of-fold answers (teaching.out_of_fold = 5) or fresh rows", "warning")]
+    fix = "fresh rows (rows.unlabelled), fewer epochs for it, or of an estimator out-of-fold answers (teaching.out_of_fold = 5)"
+    return [Problem("U245", f"{told}: {why}; take {fix}", "warning")]
 
 
 def _near_chance(answers: Array, labels: Array, task: Task) -> str | None:
